@@ -1,0 +1,1 @@
+//! An atomic batch of operations, encoded once for log, memtable and recovery.

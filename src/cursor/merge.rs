@@ -1,0 +1,1 @@
+//! Several cursors as one, in entry order.

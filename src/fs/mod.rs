@@ -1,0 +1,97 @@
+//! The only way to the disk: a trait, so that tests can crash it, fail it and watch it.
+//!
+//! - `mod`: the traits [`Fs`], [`File`], [`LogRegion`].
+//! - `real`: the operating system.
+//! - `sim`: in memory, crashable: keeps durable contents and pending effects apart. *testing*
+//! - `fault`: fails the k-th call. *testing*
+//! - `trace`: writes down every call as text. *testing*
+//! - `sabotage`: ignores the calls made at one site. *testing*
+//!
+//! What esker assumes of a disk, and nothing else: `File::sync` makes that file's contents and
+//! length durable; `sync_dir` makes a directory's entries durable; `rename` is atomic.
+
+pub(crate) mod real;
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// A file system. Paths are whole paths.
+///
+/// Every method reports the operating system's error as it is; callers add the path.
+pub trait Fs: Send + Sync + fmt::Debug + 'static {
+    /// Creates a file for writing and reading; `AlreadyExists` if there is one of this name.
+    /// The name is durable only after [`Fs::sync_dir`].
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// Opens an existing file for reading.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// Creates a log file of exactly `bytes` bytes, allocated and reading as zeros, whose stores
+    /// go to the kernel at once. `AlreadyExists` if there is one of this name.
+    fn create_log(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn LogRegion>>;
+    /// Renames atomically, replacing what `to` names. Durable only after [`Fs::sync_dir`].
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes a second name for a file. Durable only after [`Fs::sync_dir`].
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a name. Durable only after [`Fs::sync_dir`].
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// The names in a directory, in no order, without "." and "..".
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Creates a directory and its parents where they are missing, durably in their parents.
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+    /// Makes the entries of a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Takes the lock of this file, creating it where it is missing; held until the value drops.
+    /// `WouldBlock` if another handle, of this process or another, has it.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>>;
+    /// Bytes that may still be written on the file system that has `dir`.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// A number that is the same until the machine (or the simulated one) boots again: what was
+    /// handed to the kernel under the same boot id is still there.
+    fn boot_id(&self) -> u128;
+    /// 128 random bits for a file's id. Simulated file systems give the same ones every run.
+    fn random_id(&self) -> u128;
+}
+
+/// An open file. Safe to use from several threads.
+pub trait File: Send + Sync + fmt::Debug {
+    /// Writes all of `data` at `offset`, extending the file as needed. A failed write may have
+    /// written any part.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Makes contents and length durable. Never retried by callers on the same file.
+    fn sync(&self) -> io::Result<()>;
+    /// Reserves disk space for `bytes` bytes without changing the length. A hint: file systems
+    /// that cannot do it succeed; a full disk fails with `StorageFull`.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// Sets the length.
+    fn set_len(&self, bytes: u64) -> io::Result<()>;
+    /// The length.
+    fn len(&self) -> io::Result<u64>;
+    /// Fills `buf` from `offset`; `UnexpectedEof` if the file ends before.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// The whole file as memory. Only for files that are not written any more: tables, and logs
+    /// at recovery. Keeps the file's contents alive after its name was removed.
+    fn map(&self) -> io::Result<Bytes>;
+}
+
+/// A log file that is being written: a fixed range of bytes into which records are stored.
+pub trait LogRegion: Send + Sync + fmt::Debug {
+    /// Its size in bytes, fixed at creation.
+    fn bytes(&self) -> u64;
+    /// Stores `data` at `offset` so that it survives the end of the process. Stores to disjoint
+    /// ranges may run in parallel. `offset + data.len()` is at most [`LogRegion::bytes`].
+    ///
+    /// # Errors
+    /// Only where the file is not mapped. Any part may have been stored.
+    fn store(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Makes every store that returned before this call durable. After an error the file must
+    /// not be synced again: the kernel may have dropped what it could not write.
+    fn sync(&self) -> io::Result<()>;
+    /// Makes the pages of this range present, so that stores to them do not fault. A hint.
+    fn touch(&self, offset: u64, bytes: u64);
+}
+
+/// Holds a lock until it drops.
+pub trait Lock: Send + Sync + fmt::Debug {}

@@ -1,0 +1,1 @@
+//! The sorted, concurrent buffer of recent writes.

@@ -1,0 +1,188 @@
+//! Plain values that a user chooses when opening a database or a keyspace, and the limits that
+//! follow from them. Nothing here knows the file system.
+
+use std::time::Duration;
+
+/// When a commit is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Handed to the kernel: survives a SIGKILL of the process the moment it is acknowledged.
+    /// Power loss may cost a suffix of the commits, never a hole.
+    #[default]
+    Process,
+    /// On the disk: this commit and every earlier one of every keyspace survive power loss.
+    Disk,
+}
+
+/// How blocks of tables are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Compression {
+    /// As they are; read in place from the mapping.
+    None,
+    /// None in the upper levels, which are rewritten soon, LZ4 in the last ones.
+    #[default]
+    Lz4,
+}
+
+/// Which filter tells that a table does not have a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Filter {
+    /// No filter: every table whose range covers the key is searched.
+    None,
+    /// Bloom filter (crate `bloomfilter`), with so many bits a key.
+    Bloom {
+        /// 10 gives 0.83 % false positives.
+        bits_per_key: u8,
+    },
+    /// Binary fuse filter (crate `xorf`): 9.1 bits a key, 0.4 % false positives.
+    #[default]
+    BinaryFuse8,
+}
+
+/// How tables are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ReadMode {
+    /// Through memory mappings, in place. Fastest. A sector that the disk cannot read is then a
+    /// SIGBUS, and a page that rots after it was verified is not verified again.
+    #[default]
+    Mapped,
+    /// With `pread` into the block cache, every block verified as it is read.
+    Pread,
+}
+
+/// Choices for a whole database. Make one with [`Options::default`] and change fields.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// Bytes that memtables, caches, filters and queued commits may take together.
+    /// At least 1 MiB. Default 256 MiB.
+    pub memory: usize,
+    /// Background threads for flush and compaction. Default: one for each core, at most 4.
+    pub threads: usize,
+    /// The level of `commit`, `put` and the other verbs that name none. Default `Process`.
+    pub durability: Durability,
+    /// Sync the log at least this often, so that power loss costs at most so much time of
+    /// Process commits. Default: no such syncs.
+    pub sync_interval: Option<Duration>,
+    /// How blocks are compressed. Default LZ4 in the last levels.
+    pub compression: Compression,
+    /// Which filter tables carry. Default binary fuse.
+    pub filter: Filter,
+    /// How tables are read. Default mapped.
+    pub read_mode: ReadMode,
+    /// Bytes after which a table is closed and the next begun. Default 32 MiB.
+    pub table_bytes: usize,
+    /// Create the database if the directory has none. Default true.
+    pub create: bool,
+    /// For tests: limits so small that a few entries reach every code path.
+    pub(crate) limits: Option<Limits>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Options {
+            memory: 256 << 20,
+            threads: cores.min(4),
+            durability: Durability::Process,
+            sync_interval: None,
+            compression: Compression::default(),
+            filter: Filter::default(),
+            read_mode: ReadMode::default(),
+            table_bytes: 32 << 20,
+            create: true,
+            limits: None,
+        }
+    }
+}
+
+impl Options {
+    /// For tests: limits so small that a few operations reach flush, compaction, log rotation and
+    /// manifest rotation. 64-byte blocks, tables of 512 bytes, memtables of some entries.
+    #[must_use]
+    pub fn tiny() -> Options {
+        Options {
+            memory: 1 << 20,
+            threads: 2,
+            compression: Compression::None,
+            table_bytes: 512,
+            limits: Some(Limits::tiny()),
+            ..Options::default()
+        }
+    }
+
+    /// The sizes that follow from the choices.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits.clone().unwrap_or_else(|| Limits::from_memory(self.memory, self.table_bytes))
+    }
+}
+
+/// Sizes that follow from the memory budget; tests replace them.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// A memtable of so many bytes is frozen.
+    pub memtable_bytes: usize,
+    /// All memtables together, active and frozen, of all keyspaces.
+    pub memtables_bytes_max: usize,
+    /// Size of a log file. A record that is larger gets a file of its own size.
+    pub log_bytes: u64,
+    /// Logs that are still needed hold at most about so much.
+    pub logs_bytes_max: u64,
+    /// Uncompressed size at which a data block is closed.
+    pub block_bytes: usize,
+    /// A table is closed at so many bytes.
+    pub table_bytes: usize,
+    /// Decompressed blocks that are kept.
+    pub cache_bytes: usize,
+    /// Level 0 is compacted at so many runs.
+    pub level0_runs: usize,
+    /// Writers are stopped at so many runs of level 0; slowed down well before.
+    pub level0_runs_max: usize,
+    /// Target of the smallest level below 0.
+    pub base_level_bytes: u64,
+    /// Each level's target is so many times the one above it.
+    pub level_ratio: u64,
+    /// The manifest is rewritten once it holds so many bytes more than its snapshot.
+    pub manifest_bytes: u64,
+}
+
+impl Limits {
+    fn from_memory(memory: usize, table_bytes: usize) -> Limits {
+        let memtable_bytes = (memory / 4).clamp(256 << 10, 64 << 20);
+        Limits {
+            memtable_bytes,
+            memtables_bytes_max: (memory / 2).max(2 * memtable_bytes),
+            log_bytes: (memtable_bytes as u64).clamp(1 << 20, 64 << 20),
+            logs_bytes_max: (memory as u64 * 2).max(64 << 20),
+            block_bytes: 4 << 10,
+            table_bytes,
+            cache_bytes: memory / 4,
+            level0_runs: 4,
+            level0_runs_max: 24,
+            base_level_bytes: 4 * memtable_bytes as u64,
+            level_ratio: 10,
+            manifest_bytes: 1 << 20,
+        }
+    }
+
+    fn tiny() -> Limits {
+        Limits {
+            memtable_bytes: 512,
+            memtables_bytes_max: 4096,
+            log_bytes: 1024,
+            logs_bytes_max: 8192,
+            block_bytes: 64,
+            table_bytes: 512,
+            cache_bytes: 4096,
+            level0_runs: 2,
+            level0_runs_max: 6,
+            base_level_bytes: 2048,
+            level_ratio: 4,
+            manifest_bytes: 1024,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Record framing, shared by the write-ahead log and the manifest.
