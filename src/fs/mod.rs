@@ -10,7 +10,17 @@
 //! What esker assumes of a disk, and nothing else: `File::sync` makes that file's contents and
 //! length durable; `sync_dir` makes a directory's entries durable; `rename` is atomic.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod fault;
+#[cfg(any(test, feature = "testing"))]
+pub mod intercept;
 mod real;
+#[cfg(any(test, feature = "testing"))]
+pub mod sabotage;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
+#[cfg(any(test, feature = "testing"))]
+pub mod trace;
 
 use std::fmt;
 use std::io;
@@ -58,6 +68,7 @@ pub trait Fs: Send + Sync + fmt::Debug + 'static {
     fn random_id(&self) -> u128;
 }
 
+#[expect(clippy::len_without_is_empty, reason = "a file is not a collection")]
 /// An open file. Safe to use from several threads.
 pub trait File: Send + Sync + fmt::Debug {
     /// Writes all of `data` at `offset`, extending the file as needed. A failed write may have
