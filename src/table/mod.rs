@@ -1,8 +1,95 @@
-//! Sorted, immutable tables.
+//! Sorted tables: immutable files of entries in entry order.
+//!
+//! - `mod`: the file format, and the facts of a table that the manifest repeats.
+//! - `layout`: the directory of sections and the footer.
+//! - `block`: the encoding of data blocks and of the index.
+//! - `filter`: tells that a table does not have a key.
+//! - `cache`: decompressed blocks, and blocks read with `pread`.
+//! - `builder`: writes a table.
+//! - `reader`: opens one, looks up keys, verifies it.
+//! - `cursor`: walks one.
+//! - `dump`: describes one as text.
+//!
+//! ```text
+//! header        128 bytes, see crate::file
+//! data          data blocks, one after the other, each in a frame
+//! index         one block, see below
+//! filter        absent if the table has none; see table/filter.rs; optional
+//! properties    see below
+//! directory
+//! footer        32 bytes
+//!
+//! frame         content: a block as table/block.rs draws it, or with codec 1 its length as u32
+//!               and then its LZ4 compression
+//!               codec u8: 0 none, 1 LZ4
+//!               checksum u32 of content and codec, bound to (file id, offset of the frame)
+//!
+//! index         a block with a row for each data block, in their order
+//!                 key, seqno   a bound: at or after the last entry of the block, and before the
+//!                              first entry of the next one. Where the next block begins with
+//!                              another user key, the shortest prefix of that key that is greater
+//!                              than this block's last key, with seqno 2^56: before all of its
+//!                              versions. In the last row, the last key and a zero byte, with seqno
+//!                              2^56. Otherwise, or if that were too long a key, the last entry.
+//!                 kind         PUT
+//!                 value        offset u64 and length u32 of the block's frame
+//!
+//! properties    id of the file u128, then as varints: entries, tombstones, operands, smallest seqno,
+//!               largest seqno, raw bytes; then smallest and largest user key as bytes
+//!
+//! directory     count u32, then for each section in the order of the file:
+//!                 kind u32       1 data, 2 index, 3 properties, 4 filter
+//!                 flags u32      bit 0 = optional: readers that do not know the kind ignore it;
+//!                                unknown sections without it are refused
+//!                 offset u64     the first one is 128, the others begin where the one before ends
+//!                 bytes u64
+//!                 checksum u32   of the section, bound to its offset; 0 for data
+//!
+//! footer        offset of the directory u64, bytes of the directory u32, its checksum u32, zero u32
+//!               checksum u32 of the 20 bytes before, bound to the footer's offset
+//!               magic "eskerEND"
+//! ```
+//!
+//! There is no padding: every byte is either under a checksum or compared with a constant.
+
+pub(crate) mod block;
+pub(crate) mod builder;
+pub(crate) mod cache;
+pub(crate) mod cursor;
+pub(crate) mod dump;
+pub(crate) mod filter;
+pub(crate) mod layout;
+pub(crate) mod reader;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_fs;
 
 use crate::coding::{DecodeError, Decoded, Decoder, put_bytes, put_varint};
 use crate::file::{FileId, FileNumber};
 use crate::key::{KEY_BYTES_MAX, SeqNo};
+use crate::options::Filter;
+
+/// The seqno of an index bound that comes before all versions of its key; above every real one.
+pub(crate) const SEQNO_BEFORE_ALL: u64 = SeqNo::MAX.0 + 1;
+/// Bytes that follow a block's content in its frame.
+pub(crate) const TRAILER_BYTES: usize = 5;
+/// Frame codec: the content is the block. On disk: never renumber.
+pub(crate) const CODEC_NONE: u8 = 0;
+/// Frame codec: the block's length as u32, then its LZ4 compression. On disk: never renumber.
+pub(crate) const CODEC_LZ4: u8 = 1;
+
+/// How tables are built.
+#[derive(Clone, Debug)]
+pub(crate) struct TableConfig {
+    /// A data block is closed before it would be larger than this, uncompressed.
+    pub block_bytes: usize,
+    /// Compress the blocks that shrink by an eighth or more.
+    pub lz4: bool,
+    /// The kind of the filter.
+    pub filter: Filter,
+}
 
 /// What is known of a table without opening it; the manifest records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
