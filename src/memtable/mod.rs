@@ -160,7 +160,7 @@ impl Memtable {
         // The leaf is rarely in the cache; it arrives while the entry is being copied.
         node.leaf(guard).prefetch_header();
         let slot = self.write(&position, key, kind, value);
-        race_point();
+        race(RacePoint::Found);
         loop {
             let locked = node.lock();
             let leaf = node.leaf(guard);
@@ -246,7 +246,7 @@ impl Memtable {
     fn leaf_at<'g>(&'g self, at: &Position<'_>, guard: &'g Guard) -> LeafRef<'g> {
         loop {
             let node = self.node_at(at, guard);
-            race_point();
+            race(RacePoint::Found);
             let leaf = node.leaf(guard);
             leaf.prefetch_tags();
             if at < leaf.upper() {
@@ -265,6 +265,7 @@ impl Memtable {
         loop {
             let found = self.index.upper_bound(Bound::Excluded(before), guard);
             let found = found.expect("the first lower fence is Position::START");
+            race(RacePoint::Found);
             let leaf = found.value().leaf(guard);
             // If it is less, the leaf was split after the lookup, and the index has the other half.
             if before <= leaf.upper() {
@@ -313,7 +314,7 @@ impl Memtable {
         let token = Some(right.lock.lock());
         let right = self.add_node(Lower(fence), right, guard);
         let right = Locked { node: right.value(), token };
-        race_point();
+        race(RacePoint::Linked);
         node.replace(left, guard);
         drop(right);
     }
@@ -357,13 +358,19 @@ impl Memtable {
     }
 }
 
-/// Lets other threads run where a race would show, in tests.
+/// Where threads may overtake each other; tests make them do so here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RacePoint {
+    /// A node was found; its leaf is not loaded yet, its lock not taken.
+    Found,
+    /// A split has put the right node into the index; the left node still has the whole leaf.
+    Linked,
+}
+
 #[inline]
-fn race_point() {
+fn race(_point: RacePoint) {
     #[cfg(test)]
-    if fastrand::bool() {
-        std::thread::yield_now();
-    }
+    tests::race(_point);
 }
 
 impl fmt::Debug for Memtable {

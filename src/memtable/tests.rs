@@ -1,5 +1,6 @@
 //! The memtable against a `BTreeMap`, and against threads.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -276,6 +277,166 @@ fn a_cursor_outlives_its_makers_handle() {
     assert_eq!(count, 100);
 }
 
+type Hook = Box<dyn FnMut(RacePoint)>;
+
+thread_local! {
+    /// What this thread does at race points; without one it yields now and then.
+    static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+}
+
+pub(super) fn race(point: RacePoint) {
+    // Taken out meanwhile, so that what the hook does runs into no hook.
+    let hook = HOOK.with(|hook| hook.borrow_mut().take());
+    match hook {
+        Some(mut run) => {
+            run(point);
+            HOOK.with(|hook| *hook.borrow_mut() = Some(run));
+        }
+        None if fastrand::u8(..64) == 0 => {
+            (0..fastrand::u8(..50)).for_each(|_| thread::yield_now())
+        }
+        None => {}
+    }
+}
+
+fn with_hook<R>(hook: impl FnMut(RacePoint) + 'static, body: impl FnOnce() -> R) -> R {
+    let outer = HOOK.with(|slot| slot.borrow_mut().replace(Box::new(hook)));
+    let result = body();
+    HOOK.with(|slot| *slot.borrow_mut() = outer);
+    result
+}
+
+/// While a split has linked the right node but the left leaf is still whole, everything is found,
+/// once, and nobody can insert into the right node.
+#[test]
+fn a_split_half_done_shows_everything_and_admits_no_writer() {
+    for shape in SHAPES {
+        let memtable = memtable(shape);
+        let splits = Arc::new(AtomicU64::new(0));
+        let (table, count) = (Arc::clone(&memtable), Arc::clone(&splits));
+        let look = move |point| {
+            if point != RacePoint::Linked {
+                return;
+            }
+            let guard = &epoch::pin();
+            let mut upper = Position::START;
+            let mut overlaps = 0;
+            for entry in table.index.iter(guard) {
+                if entry.key().0 != upper {
+                    overlaps += 1;
+                    assert!(entry.value().lock.is_locked());
+                }
+                upper = *entry.value().leaf(guard).upper();
+            }
+            assert_eq!(overlaps, 1);
+            // The entry that causes the split may or may not be seen; it has the highest number.
+            let inserted = table.entries() as u64 - 1;
+            let mut cursor = table.cursor();
+            let mut ids = Vec::new();
+            cursor.seek_to_first().unwrap();
+            while cursor.valid() {
+                if cursor.seqno().0 < inserted {
+                    ids.push((cursor.key().to_vec(), Reverse(cursor.seqno().0)));
+                }
+                cursor.next().unwrap();
+            }
+            assert!(ids.is_sorted());
+            assert_eq!(ids.len() as u64, inserted);
+            cursor.seek_to_last().unwrap();
+            while cursor.valid() {
+                if cursor.seqno().0 < inserted {
+                    let (key, Reverse(seqno)) = ids.pop().unwrap();
+                    assert_eq!((cursor.key(), cursor.seqno().0), (&key[..], seqno));
+                    assert_eq!(visited(&table, &key, seqno).len(), 1);
+                }
+                cursor.prev().unwrap();
+            }
+            assert!(ids.is_empty());
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        with_hook(look, || {
+            for seqno in 0..700 {
+                let key = mixed(seqno).to_be_bytes();
+                memtable.insert(&key, SeqNo(seqno), EntryKind::Put, b"");
+            }
+        });
+        assert!(splits.load(Ordering::Relaxed) > 1);
+    }
+}
+
+/// A reader that has found a node and is overtaken by splits of that node's leaf sees everything
+/// that was there when it began, once.
+#[test]
+fn splits_between_lookup_and_load_hide_nothing() {
+    for shape in SHAPES {
+        for round in 0..3 {
+            let memtable = memtable(shape);
+            for number in 0..200u64 {
+                memtable.insert(&(number << 8).to_be_bytes(), SeqNo(1), EntryKind::Put, b"");
+            }
+            let table = Arc::clone(&memtable);
+            let mut rng = fastrand::Rng::with_seed(round);
+            let mut seqno = 1;
+            let overtake = move |point| {
+                assert_eq!(point, RacePoint::Found);
+                for _ in 0..(seqno < 4000).then_some(40).unwrap_or(0) {
+                    seqno += 1;
+                    let key = rng.u64(..200 << 8).to_be_bytes();
+                    table.insert(&key, SeqNo(seqno), EntryKind::Put, b"");
+                }
+            };
+            with_hook(overtake, || {
+                let mut cursor = memtable.cursor();
+                cursor.seek_to_last().unwrap();
+                for number in (0..200u64).rev() {
+                    while cursor.seqno() != SeqNo(1) {
+                        cursor.prev().unwrap();
+                    }
+                    assert_eq!(cursor.key(), (number << 8).to_be_bytes());
+                    cursor.prev().unwrap();
+                }
+                cursor.seek_to_first().unwrap();
+                for number in 0..200u64 {
+                    while cursor.seqno() != SeqNo(1) {
+                        cursor.next().unwrap();
+                    }
+                    let key = (number << 8).to_be_bytes();
+                    assert_eq!(cursor.key(), key);
+                    assert_eq!(visited(&memtable, &key, 1).len(), 1);
+                    cursor.next().unwrap();
+                }
+            });
+            memtable.check();
+        }
+    }
+}
+
+/// A writer that has found a node and is overtaken by splits puts its entry where it belongs.
+#[test]
+fn splits_between_lookup_and_lock_misplace_nothing() {
+    for shape in SHAPES {
+        let memtable = memtable(shape);
+        let table = Arc::clone(&memtable);
+        let mut rng = fastrand::Rng::with_seed(5);
+        let mut seqno = 1 << 20;
+        let overtake = move |point| {
+            for _ in 0..if point == RacePoint::Found { 40 } else { 0 } {
+                seqno += 1;
+                table.insert(&rng.u64(..).to_be_bytes(), SeqNo(seqno), EntryKind::Put, b"");
+            }
+        };
+        let mut rng = fastrand::Rng::with_seed(6);
+        with_hook(overtake, || {
+            for number in 0..150 {
+                let key = rng.u64(..).to_be_bytes();
+                memtable.insert(&key, SeqNo(number), EntryKind::Put, b"");
+            }
+        });
+        memtable.check();
+        assert_eq!(memtable.entries(), 150 * 41);
+    }
+}
+
 /// Commits under threads: each takes the next sequence number, inserts, and publishes in order.
 /// What is written is a function of the sequence number, so readers know what they must see.
 struct Commits {
@@ -283,12 +444,14 @@ struct Commits {
     next: AtomicU64,
     published: AtomicU64,
     done: AtomicBool,
+    failed: AtomicBool,
     last: u64,
     key_of: fn(u64) -> Vec<u8>,
 }
 
 impl Commits {
     fn write(&self) {
+        let _flag = FailedIfPanicking(&self.failed);
         loop {
             let seqno = self.next.fetch_add(1, Ordering::Relaxed);
             if seqno > self.last {
@@ -297,13 +460,14 @@ impl Commits {
             let key = (self.key_of)(seqno);
             self.memtable.insert(&key, SeqNo(seqno), EntryKind::Put, &seqno.to_le_bytes());
             while self.published.load(Ordering::Acquire) != seqno - 1 {
+                assert!(!self.failed.load(Ordering::Relaxed), "another writer panicked");
                 thread::yield_now();
             }
             self.published.store(seqno, Ordering::Release);
         }
     }
 
-    /// Everything from `id` on, or before it, that is not newer than `watermark`.
+    /// Everything that is not newer than `watermark`, in order.
     fn expected(&self, watermark: u64) -> Vec<Id> {
         let mut ids: Vec<Id> =
             (1..=watermark).map(|seqno| ((self.key_of)(seqno), Reverse(seqno))).collect();
@@ -375,12 +539,24 @@ impl Commits {
     }
 }
 
+/// Lets the other threads end when one fails, instead of waiting for it for ever.
+struct FailedIfPanicking<'a>(&'a AtomicBool);
+
+impl Drop for FailedIfPanicking<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 fn stress(shape: Shape, writers: usize, last: u64, key_of: fn(u64) -> Vec<u8>) {
     let commits = Commits {
         memtable: memtable(shape),
         next: AtomicU64::new(1),
         published: AtomicU64::new(0),
         done: AtomicBool::new(false),
+        failed: AtomicBool::new(false),
         last,
         key_of,
     };
