@@ -17,9 +17,7 @@ impl<C: Cursor> MergeCursor<C> {
     fn pick(&mut self) {
         let valid = self.sources.iter().enumerate().filter(|(_, source)| source.valid());
         self.at = valid
-            .min_by(|(_, a), (_, b)| {
-                crate::key::compare(a.key(), a.seqno(), b.key(), b.seqno())
-            })
+            .min_by(|(_, a), (_, b)| crate::key::compare(a.key(), a.seqno(), b.key(), b.seqno()))
             .map(|(index, _)| index);
     }
 

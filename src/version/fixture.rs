@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, ValueRef};
+use crate::error::Result;
 use crate::file::{FileId, FileNumber};
 use crate::fs::{File, Fs, Lock, LogRegion};
 use crate::key::{EntryKind, SeqNo};
@@ -256,5 +257,56 @@ fn the_cursors_of_a_version_cover_their_range() {
         sort(&mut seen);
         let expected: Vec<Entry> = entries.iter().filter(within).cloned().collect();
         assert_eq!(seen, expected, "seed {seed}");
+    }
+}
+
+/// A cursor over entries in memory, forwards only: the input of merges in tests.
+pub(crate) struct Entries {
+    entries: Vec<Entry>,
+    at: usize,
+}
+
+impl Entries {
+    pub(crate) fn new(mut entries: Vec<Entry>) -> Entries {
+        sort(&mut entries);
+        Entries { at: entries.len(), entries }
+    }
+}
+
+impl Cursor for Entries {
+    fn valid(&self) -> bool {
+        self.at < self.entries.len()
+    }
+    fn seek_to_first(&mut self) -> Result<()> {
+        self.at = 0;
+        Ok(())
+    }
+    fn seek_to_last(&mut self) -> Result<()> {
+        unreachable!("forwards only")
+    }
+    fn seek(&mut self, _: &[u8], _: SeqNo) -> Result<()> {
+        unreachable!("forwards only")
+    }
+    fn seek_before(&mut self, _: &[u8], _: SeqNo) -> Result<()> {
+        unreachable!("forwards only")
+    }
+    fn next(&mut self) -> Result<()> {
+        self.at += 1;
+        Ok(())
+    }
+    fn prev(&mut self) -> Result<()> {
+        unreachable!("forwards only")
+    }
+    fn key(&self) -> &[u8] {
+        &self.entries[self.at].key
+    }
+    fn seqno(&self) -> SeqNo {
+        self.entries[self.at].seqno
+    }
+    fn kind(&self) -> EntryKind {
+        self.entries[self.at].kind
+    }
+    fn value(&self) -> ValueRef<'_> {
+        ValueRef { bytes: &self.entries[self.at].value, owner: None }
     }
 }
