@@ -5,7 +5,8 @@
 //! it follows is durable, so no reader or writer ever waits for the disk here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -14,7 +15,6 @@ use crate::file::Lsn;
 use crate::key::{KeyspaceId, SeqNo};
 use crate::memtable::Memtable;
 use crate::operator::MergeOperator;
-use crate::runtime::Mutex;
 use crate::version::{LEVEL_COUNT, Version};
 
 /// A memtable that takes no new commits.
@@ -36,6 +36,10 @@ pub(crate) struct View {
     pub version: Arc<Version>,
 }
 
+const LIVE: u8 = 0;
+const DROPPED: u8 = 1;
+const CLOSED: u8 = 2;
+
 /// One keyspace.
 pub(crate) struct Tree {
     pub id: KeyspaceId,
@@ -45,10 +49,13 @@ pub(crate) struct Tree {
     /// The persisted name of the merge operator.
     pub operator_name: Option<String>,
     /// The operator, once it is known.
-    operator: Mutex<Option<Arc<dyn MergeOperator>>>,
+    operator: OnceLock<Arc<dyn MergeOperator>>,
     /// Replaced only under the commit lock.
     view: ArcSwap<View>,
-    dropped: AtomicBool,
+    /// LIVE, DROPPED or CLOSED.
+    life: AtomicU8,
+    /// Bytes that compactions are behind, as of the last version.
+    pub debt_bytes: AtomicU64,
     pub traffic: [LevelTraffic; LEVEL_COUNT],
 }
 
@@ -73,9 +80,10 @@ impl Tree {
             name,
             slot,
             operator_name,
-            operator: Mutex::new(operator),
+            operator: operator.map_or_else(OnceLock::new, OnceLock::from),
             view: ArcSwap::from_pointee(view),
-            dropped: AtomicBool::new(false),
+            life: AtomicU8::new(LIVE),
+            debt_bytes: AtomicU64::new(0),
             traffic: Default::default(),
         }
     }
@@ -96,12 +104,19 @@ impl Tree {
         self.view.store(Arc::new(view));
     }
 
-    /// The merge operator, if it is known.
-    pub fn operator(&self) -> Option<Arc<dyn MergeOperator>> {
-        self.operator.lock().clone()
+    /// Bytes of its tables.
+    pub fn table_bytes(&self) -> u64 {
+        let view = self.view();
+        view.version.tables().map(|(_, table)| table.facts().bytes).sum()
     }
 
-    /// Supplies the operator of this keyspace.
+    /// The merge operator, if it is known.
+    #[inline]
+    pub fn operator(&self) -> Option<&Arc<dyn MergeOperator>> {
+        self.operator.get()
+    }
+
+    /// Supplies the operator of this keyspace; one that is known already stays.
     ///
     /// # Errors
     /// `InvalidArgument` if the keyspace was created with one of another name, or without.
@@ -117,23 +132,33 @@ impl Tree {
                 operator.name()
             )));
         }
-        *self.operator.lock() = Some(operator);
+        let _ = self.operator.set(operator);
         Ok(())
     }
 
     pub fn mark_dropped(&self) {
-        self.dropped.store(true, Ordering::Release);
+        self.life.store(DROPPED, Ordering::Release);
+    }
+
+    /// The whole database is closed.
+    pub fn mark_closed(&self) {
+        let _ = self.life.compare_exchange(LIVE, CLOSED, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// # Errors
-    /// `Closed` once the keyspace is dropped.
+    /// `Closed` once the keyspace is dropped or the database closed.
     #[inline]
     pub fn check_live(&self) -> Result<()> {
-        if self.dropped.load(Ordering::Acquire) { Err(self.dropped_error()) } else { Ok(()) }
+        if self.life.load(Ordering::Acquire) == LIVE { Ok(()) } else { Err(self.gone()) }
     }
 
+    /// What a call on a keyspace that is gone gets.
     #[cold]
-    pub fn dropped_error(&self) -> Error {
-        Error::new(ErrorKind::Closed).context(format!("keyspace {:?} was dropped", self.name))
+    pub fn gone(&self) -> Error {
+        let what = match self.life.load(Ordering::Acquire) {
+            CLOSED => "the database is closed".to_string(),
+            _ => format!("keyspace {:?} was dropped", self.name),
+        };
+        Error::new(ErrorKind::Closed).context(what)
     }
 }

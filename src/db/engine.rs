@@ -62,8 +62,8 @@ pub(crate) struct Engine {
     pub totals: Totals,
     /// One batch above a megabyte at a time.
     oversized: Mutex<()>,
-    /// Held as long as the engine lives.
-    pub _lock: Box<dyn Lock>,
+    /// Held until the database is closed.
+    pub lock: Mutex<Option<Box<dyn Lock>>>,
 }
 
 /// Bytes moved since the database was opened.
@@ -123,7 +123,7 @@ impl Engine {
             next_run: AtomicU64::new(parts.next_run),
             totals: Totals::default(),
             oversized: Mutex::new(()),
-            _lock: parts.lock,
+            lock: Mutex::new(Some(parts.lock)),
         }
     }
 
@@ -190,7 +190,7 @@ impl Engine {
                 EntryKind::Merge => builder.merge(tree.id, key, value),
                 EntryKind::Delete => builder.delete(tree.id, key),
             }
-            let insert = |seqno, memtables: &Memtables| {
+            let insert = |seqno, memtables: &Memtables, _: &[u8]| {
                 memtables[0].insert(key, seqno, kind, value);
                 self.note_full(tree, &memtables[0]);
             };
@@ -220,14 +220,8 @@ impl Engine {
             )));
         }
         let _one_at_a_time = (bytes > 1 << 20).then(|| self.oversized.lock());
-        let payload = builder.finish();
-        // The operations are read back from the payload, which submit() borrows mutably.
-        let copy;
-        let operations: Operations<'_> = {
-            copy = payload.bytes().to_vec();
-            Operations::new(&copy).map_err(|e| Error::invalid(e.0))?
-        };
-        let insert = |first: SeqNo, memtables: &Memtables| {
+        let insert = |first: SeqNo, memtables: &Memtables, payload: &[u8]| {
+            let operations = Operations::new(payload).expect("encoded by ourselves");
             for (index, operation) in operations.enumerate() {
                 let operation = operation.expect("encoded by ourselves");
                 let at = trees.iter().position(|tree| tree.id == operation.keyspace);
@@ -239,7 +233,7 @@ impl Engine {
                 self.note_full(tree, memtable);
             }
         };
-        self.submit(payload, trees, patience, insert)
+        self.submit(builder.finish(), trees, patience, insert)
     }
 
     fn submit(
@@ -247,7 +241,7 @@ impl Engine {
         payload: Payload<'_>,
         trees: &[&Tree],
         patience: Patience,
-        insert: impl FnOnce(SeqNo, &Memtables),
+        insert: impl FnOnce(SeqNo, &Memtables, &[u8]),
     ) -> Result<Place> {
         self.pressure.admit(patience)?;
         let record_bytes = payload.region().len() as u64;
@@ -272,13 +266,19 @@ impl Engine {
         durability: Durability,
         patience: Patience,
     ) -> Result<()> {
-        self.totals.user_bytes.fetch_add(user_bytes, Ordering::Relaxed);
         self.pipeline.wait_published(place)?;
         if durability == Durability::Disk {
             self.pipeline.wait_durable(place.end_lsn)?;
         }
-        self.pressure.pay(user_bytes, patience);
+        self.charge(user_bytes, patience);
         Ok(())
+    }
+
+    /// Counts what a user wrote, and has it paid for.
+    #[inline]
+    pub fn charge(&self, user_bytes: u64, patience: Patience) {
+        self.totals.user_bytes.fetch_add(user_bytes, Ordering::Relaxed);
+        self.pressure.pay(user_bytes, patience);
     }
 
     /// # Errors

@@ -118,7 +118,7 @@ pub(crate) fn fold(
     };
     let oldest_first: SmallVec<[&[u8]; 8]> =
         newest_first.iter().rev().map(|operand| &operand[..]).collect();
-    call_operator(&*operator, key, base, &oldest_first)
+    call_operator(&**operator, key, base, &oldest_first)
 }
 
 /// Runs a user's operator; a panic in it becomes an error.

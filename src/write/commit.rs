@@ -94,7 +94,8 @@ impl Pipeline {
     /// Takes the commit into the log and the memtables and publishes it, in order; does not wait
     /// until it is published or durable.
     ///
-    /// `insert` gets the first sequence number and the memtables of `trees`, in their order.
+    /// `insert` gets the first sequence number, the memtables of `trees` in their order, and the
+    /// payload.
     ///
     /// # Errors
     /// `Degraded` or `NoSpace` while the breaker is open, `Closed` if a keyspace was dropped or
@@ -105,12 +106,12 @@ impl Pipeline {
         supplies: &dyn Supplies,
         mut commit: Payload<'_>,
         trees: &[&Tree],
-        insert: impl FnOnce(SeqNo, &Memtables),
+        insert: impl FnOnce(SeqNo, &Memtables, &[u8]),
     ) -> Result<Place> {
         debug_assert!(commit.count() > 0, "an empty commit has no place in the order");
         let mut state = self.lock_with_room(supplies, &commit)?;
         if let Some(tree) = trees.iter().find(|tree| state.actives[tree.slot].is_none()) {
-            return Err(tree.dropped_error());
+            return Err(tree.gone());
         }
         let first_seqno = state.next_seqno;
         let last_seqno = SeqNo(first_seqno.0 + u64::from(commit.count()) - 1);
@@ -139,7 +140,7 @@ impl Pipeline {
             reserved.store(commit.region())
         };
         self.check_stored(stored, &reserved)?;
-        insert(first_seqno, &memtables);
+        insert(first_seqno, &memtables, commit.bytes());
         self.ring.finish(place);
         Ok(place)
     }
@@ -298,6 +299,20 @@ impl CommitState {
         let version = view.version.clone();
         tree.replace_view(View { active: fresh, frozen, version });
         true
+    }
+
+    /// Position of the oldest record in the active memtable of this keyspace.
+    pub fn active_from(&self, tree: &Tree) -> Option<Lsn> {
+        self.actives[tree.slot].as_ref()?.first_lsn
+    }
+
+    /// Lets go of the frozen memtables through `upto` of a keyspace that was dropped.
+    pub fn forget_frozen(&mut self, tree: &Tree, upto: SeqNo) {
+        let view = tree.view_arc();
+        let frozen = view.frozen.iter().filter(|frozen| frozen.last_seqno > upto);
+        let frozen = frozen.cloned().collect();
+        let (active, version) = (view.active.clone(), view.version.clone());
+        tree.replace_view(View { active, frozen, version });
     }
 
     /// Position of the oldest record of this keyspace that is in no table, if its frozen

@@ -94,6 +94,11 @@ impl Ring {
         Lsn(self.copied.load(Ordering::Acquire))
     }
 
+    /// A place that is published already.
+    pub fn published_place(&self) -> Place {
+        Place { index: 0, last_seqno: self.visible(), end_lsn: self.copied() }
+    }
+
     /// True once a commit has failed.
     #[inline]
     pub fn has_failed(&self) -> bool {

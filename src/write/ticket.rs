@@ -29,6 +29,12 @@ impl Ticket {
         Ticket { pipeline, place, durability }
     }
 
+    /// The ticket of a commit that had nothing to do.
+    pub(crate) fn done(pipeline: Arc<Pipeline>) -> Ticket {
+        let place = pipeline.ring.published_place();
+        Ticket { pipeline, place, durability: Durability::Process }
+    }
+
     /// Blocks until the commit is acknowledged.
     ///
     /// # Errors
