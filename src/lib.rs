@@ -25,6 +25,8 @@ pub(crate) mod table;
 pub(crate) mod manifest;
 pub(crate) mod memtable;
 
+pub(crate) mod dump;
+
 pub(crate) mod version;
 
 pub(crate) mod compaction;

@@ -183,10 +183,12 @@ fn add(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checksum::Checksum;
     use crate::key::SeqNo;
     use crate::manifest::state::tests::populated;
     use crate::manifest::writer::ManifestWriter;
     use crate::manifest::writer::tests::{TracingFs, dir, some_edit};
+    use crate::record::{RecordHeader, put_record};
 
     const MANIFEST: &str = "manifest-000004";
 
@@ -363,6 +365,36 @@ mod tests {
             writer.append(&some_edit(0)).unwrap();
             writer.append(&edit).unwrap();
             assert_corrupt(&fs, text);
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_not_the_next_edit_is_corruption() {
+        for (kind, number) in [
+            (RecordKind::Edit, 2),
+            (RecordKind::Edit, 4),
+            (RecordKind::Commit, 3),
+            (RecordKind::Edit, 3),
+        ] {
+            let (fs, ..) = database();
+            let mut bytes = fs.get(MANIFEST).unwrap();
+            let header = loaded(&fs).unwrap().unwrap().header;
+            // Three edits and the snapshot are there, so the next one is edit 4.
+            let lsn = Lsn(bytes.len() as u64 - 128);
+            let record = RecordHeader {
+                kind,
+                payload_bytes: 0,
+                payload_checksum: 0,
+                copied: lsn,
+                durable: lsn,
+                seqno: SeqNo(number),
+            };
+            put_record(&mut bytes, Checksum::new(header.id), lsn, record, &[]);
+            fs.set(MANIFEST, &bytes);
+            match (kind, number) {
+                (RecordKind::Edit, 4) => assert!(loaded(&fs).is_ok()),
+                _ => assert_corrupt(&fs, "expected edit 4"),
+            }
         }
     }
 }

@@ -23,7 +23,8 @@
 //!
 //! A file whose header names another number than its name does, files whose numbers and first
 //! LSNs are in different orders, and an intact record where the next file has already begun,
-//! cannot come from a crash: they are corruption.
+//! cannot come from a crash: they are corruption. (So a writer that needs a larger file than the
+//! one made ready takes a new number, and removes the ready one.)
 
 use std::path::{Path, PathBuf};
 
