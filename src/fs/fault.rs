@@ -1,6 +1,7 @@
 //! A file system that fails the calls it is told to fail, once or until it is healed.
 //!
 //! ```
+//! # #[cfg(feature = "testing")] {
 //! # use std::{path::Path, sync::Arc};
 //! # use esker::fs::{Fs, fault::{Fault, FaultFs, FaultKind}, intercept::Select, sim::SimFs};
 //! let fs = FaultFs::over_sim(SimFs::new());
@@ -9,6 +10,7 @@
 //! assert!(fs.create(Path::new("/b")).is_err());
 //! fs.heal();
 //! assert!(fs.create(Path::new("/b")).is_ok());
+//! # }
 //! ```
 
 use std::io;
