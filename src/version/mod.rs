@@ -33,7 +33,7 @@ use crate::error::Result;
 use crate::file::FileNumber;
 use crate::key::{EntryKind, SeqNo};
 use crate::table::{Table, TableFacts};
-use crate::version::cursor::RunCursor;
+pub(crate) use crate::version::cursor::RunCursor;
 use crate::version::run::Run;
 
 /// Levels 0 to 6.

@@ -1,0 +1,3 @@
+//! Integration tests, one binary: what a user of the crate sees.
+
+mod verbs;
