@@ -29,7 +29,13 @@ pub(crate) mod version;
 
 pub(crate) mod compaction;
 
+mod standin;
+
 pub use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
 pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merged, Min, Operand};
 pub use crate::options::{Compression, Durability, Filter, Options, ReadMode};
 pub use crate::slice::Slice;
+pub use crate::standin::{
+    Batch, Cursor, Db, DbBuilder, Iter, Keyspace, KeyspaceOptions, MemoryStats, Snapshot, StallStats,
+    Stats, Ticket, tools,
+};
