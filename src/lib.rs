@@ -36,6 +36,6 @@ pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merge
 pub use crate::options::{Compression, Durability, Filter, Options, ReadMode};
 pub use crate::slice::Slice;
 pub use crate::standin::{
-    Batch, Cursor, Db, DbBuilder, Iter, Keyspace, KeyspaceOptions, MemoryStats, Snapshot, StallStats,
-    Stats, Ticket, tools,
+    Batch, Cursor, Db, DbBuilder, Iter, Keyspace, KeyspaceOptions, MemoryStats, Snapshot,
+    StallStats, Stats, Ticket, tools,
 };

@@ -1,1 +1,5 @@
-//! The integration tests, one binary.
+//! The integration tests: one binary, a module for each subject.
+
+#[cfg(feature = "cli")]
+mod cli;
+mod examples;
