@@ -44,7 +44,7 @@ pub fn main() -> esker::Result<()> {
     println!("{ORDERS} orders on the disk, at most {IN_FLIGHT_MAX} waiting for it at a time");
 
     // Dropping a ticket cancels nothing.
-    let _ = submit(&db, ORDERS)?;
+    drop(submit(&db, ORDERS)?);
     db.close()?;
     assert_eq!(Db::open(&path)?.iter().count(), ORDERS as usize + 1);
     Ok(())

@@ -581,7 +581,7 @@ impl Batch {
     }
     pub fn commit_async(self) -> Result<Ticket> {
         self.commit()?;
-        Ok(Ticket(()))
+        Ok(Ticket(None))
     }
     pub fn commit_async_with(self, _: Durability) -> Result<Ticket> {
         self.commit_async()
@@ -594,10 +594,11 @@ impl Batch {
     }
 }
 
-pub struct Ticket(());
+pub struct Ticket(Option<Box<Error>>);
 
 impl Ticket {
     pub fn wait(self) -> Result<()> {
+        assert!(self.0.is_none());
         Ok(())
     }
 }
