@@ -33,3 +33,10 @@ pub use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
 pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merged, Min, Operand};
 pub use crate::options::{Compression, Durability, Filter, Options, ReadMode};
 pub use crate::slice::Slice;
+
+/// What the benches reach of the inside; no part of the API.
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::memtable::bench as memtable;
+}
