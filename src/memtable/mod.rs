@@ -44,6 +44,8 @@
 //!   node is for: a stale left leaf would hide E from a scan, though not from a point read.
 
 mod arena;
+#[cfg(feature = "testing")]
+pub mod bench;
 mod cursor;
 mod leaf;
 mod position;
