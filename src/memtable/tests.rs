@@ -599,6 +599,6 @@ fn readers_see_what_was_published_of_shared_keys() {
 fn readers_see_what_was_published_of_ordered_keys() {
     for shape in SHAPES {
         stress(shape, 3, 3000, |seqno| seqno.to_be_bytes().to_vec());
-        stress(shape, 3, 3000, |seqno| (seqno % 3 << 32 | seqno).to_be_bytes().to_vec());
+        stress(shape, 3, 3000, |seqno| ((seqno % 3) << 32 | seqno).to_be_bytes().to_vec());
     }
 }
