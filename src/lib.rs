@@ -55,3 +55,10 @@ pub use crate::slice::Slice;
 pub use crate::write::breaker::BreakerState;
 pub use crate::write::pressure::StallStats;
 pub use crate::write::ticket::Ticket;
+
+/// What the benches reach of the inside; no part of the API.
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::memtable::bench as memtable;
+}
