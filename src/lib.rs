@@ -16,7 +16,7 @@ mod slice;
 pub mod fs;
 
 pub(crate) mod cursor;
-pub(crate) mod runtime;
+pub mod runtime;
 
 pub(crate) mod batch;
 pub(crate) mod record;

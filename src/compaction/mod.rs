@@ -1,1 +1,9 @@
-//! Choosing and running compactions.
+//! Flush and compaction: what to merge, what survives, and writing it.
+//!
+//! - `picker`: from a version to a plan; pure.
+//! - `survive`: from entries and snapshots to the entries that are still needed; pure.
+//! - `run`: the loop that writes survivors into tables.
+
+pub(crate) mod picker;
+pub(crate) mod run;
+pub(crate) mod survive;

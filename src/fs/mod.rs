@@ -10,14 +10,27 @@
 //! What esker assumes of a disk, and nothing else: `File::sync` makes that file's contents and
 //! length durable; `sync_dir` makes a directory's entries durable; `rename` is atomic.
 
-pub(crate) mod real;
+#[cfg(any(test, feature = "testing"))]
+pub mod fault;
+#[cfg(any(test, feature = "testing"))]
+pub mod intercept;
+mod real;
+#[cfg(any(test, feature = "testing"))]
+pub mod sabotage;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
+#[cfg(any(test, feature = "testing"))]
+pub mod trace;
 
 use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use crate::fs::real::RealFs;
 
 /// A file system. Paths are whole paths.
 ///
@@ -55,6 +68,7 @@ pub trait Fs: Send + Sync + fmt::Debug + 'static {
     fn random_id(&self) -> u128;
 }
 
+#[expect(clippy::len_without_is_empty, reason = "a file is not a collection")]
 /// An open file. Safe to use from several threads.
 pub trait File: Send + Sync + fmt::Debug {
     /// Writes all of `data` at `offset`, extending the file as needed. A failed write may have
@@ -95,3 +109,66 @@ pub trait LogRegion: Send + Sync + fmt::Debug {
 
 /// Holds a lock until it drops.
 pub trait Lock: Send + Sync + fmt::Debug {}
+
+#[cfg(any(test, feature = "testing"))]
+thread_local! {
+    static SITE: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
+}
+
+/// Names the place in the engine that the following calls of this thread come from, until the
+/// value drops: `let _site = fs::site("manifest.rotate.sync_dir");`
+///
+/// `sabotage` switches off one site at a time, to show that some test sees it. Costs nothing in
+/// production builds.
+#[inline]
+pub fn site(name: &'static str) -> Site {
+    #[cfg(any(test, feature = "testing"))]
+    return Site { outer: SITE.replace(Some(name)), _of_this_thread: PhantomData };
+    #[cfg(not(any(test, feature = "testing")))]
+    {
+        let _ = name;
+        Site { _of_this_thread: PhantomData }
+    }
+}
+
+/// The site that this thread's calls come from, if one was named by [`site`].
+#[cfg(any(test, feature = "testing"))]
+#[must_use]
+pub fn current_site() -> Option<&'static str> {
+    SITE.get()
+}
+
+/// Ends a [`site`] when it drops.
+#[derive(Debug)]
+#[must_use = "the site ends when this drops"]
+pub struct Site {
+    #[cfg(any(test, feature = "testing"))]
+    outer: Option<&'static str>,
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for Site {
+    #[inline]
+    fn drop(&mut self) {
+        #[cfg(any(test, feature = "testing"))]
+        SITE.set(self.outer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sites_nest() {
+        assert_eq!(current_site(), None);
+        let outer = site("outer");
+        {
+            let _inner = site("inner");
+            assert_eq!(current_site(), Some("inner"));
+        }
+        assert_eq!(current_site(), Some("outer"));
+        drop(outer);
+        assert_eq!(current_site(), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! The state of one keyspace: its memtables and its version, pinned together as a view.
+//!
+//! A [`View`] is immutable and replaced as a whole. Readers load it without a lock. It is replaced
+//! only under the commit lock (freeze, flush, compaction), always after the manifest record that
+//! it follows is durable, so no reader or writer ever waits for the disk here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::Lsn;
+use crate::key::{KeyspaceId, SeqNo};
+use crate::memtable::Memtable;
+use crate::operator::MergeOperator;
+use crate::runtime::Mutex;
+use crate::version::{LEVEL_COUNT, Version};
+
+/// A memtable that takes no new commits.
+pub(crate) struct Frozen {
+    pub memtable: Arc<Memtable>,
+    /// Position of the oldest record that has an operation in it.
+    pub first_lsn: Lsn,
+    /// Every record that has an operation in it lies before this position.
+    pub end_lsn: Lsn,
+    /// No operation in it is newer; the next memtable's are.
+    pub last_seqno: SeqNo,
+}
+
+/// What a reader sees of a keyspace: memtables and version, pinned together.
+pub(crate) struct View {
+    pub active: Arc<Memtable>,
+    /// Newest first.
+    pub frozen: Vec<Arc<Frozen>>,
+    pub version: Arc<Version>,
+}
+
+/// One keyspace.
+pub(crate) struct Tree {
+    pub id: KeyspaceId,
+    pub name: String,
+    /// Where the commit pipeline keeps this keyspace's active memtable.
+    pub slot: usize,
+    /// The persisted name of the merge operator.
+    pub operator_name: Option<String>,
+    /// The operator, once it is known.
+    operator: Mutex<Option<Arc<dyn MergeOperator>>>,
+    /// Replaced only under the commit lock.
+    view: ArcSwap<View>,
+    dropped: AtomicBool,
+    pub traffic: [LevelTraffic; LEVEL_COUNT],
+}
+
+/// Bytes that flushes and compactions moved, by the level they wrote to.
+#[derive(Default)]
+pub(crate) struct LevelTraffic {
+    pub read_bytes: AtomicU64,
+    pub written_bytes: AtomicU64,
+}
+
+impl Tree {
+    pub fn new(
+        id: KeyspaceId,
+        name: String,
+        slot: usize,
+        operator_name: Option<String>,
+        operator: Option<Arc<dyn MergeOperator>>,
+        view: View,
+    ) -> Tree {
+        Tree {
+            id,
+            name,
+            slot,
+            operator_name,
+            operator: Mutex::new(operator),
+            view: ArcSwap::from_pointee(view),
+            dropped: AtomicBool::new(false),
+            traffic: Default::default(),
+        }
+    }
+
+    /// The current view, without a reference count. Do not keep it over a blocking call.
+    #[inline]
+    pub fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// The current view, to be kept.
+    pub fn view_arc(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Replaces the view. Call it under the commit lock only.
+    pub fn replace_view(&self, view: View) {
+        self.view.store(Arc::new(view));
+    }
+
+    /// The merge operator, if it is known.
+    pub fn operator(&self) -> Option<Arc<dyn MergeOperator>> {
+        self.operator.lock().clone()
+    }
+
+    /// Supplies the operator of this keyspace.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the keyspace was created with one of another name, or without.
+    pub fn supply_operator(&self, operator: Arc<dyn MergeOperator>) -> Result<()> {
+        if self.operator_name.as_deref() != Some(operator.name()) {
+            let created = match &self.operator_name {
+                Some(name) => format!("with merge operator {name:?}"),
+                None => "without a merge operator".to_string(),
+            };
+            return Err(Error::invalid(format!(
+                "keyspace {:?} was created {created}; it cannot be opened with {:?}",
+                self.name,
+                operator.name()
+            )));
+        }
+        *self.operator.lock() = Some(operator);
+        Ok(())
+    }
+
+    pub fn mark_dropped(&self) {
+        self.dropped.store(true, Ordering::Release);
+    }
+
+    /// # Errors
+    /// `Closed` once the keyspace is dropped.
+    #[inline]
+    pub fn check_live(&self) -> Result<()> {
+        if self.dropped.load(Ordering::Acquire) { Err(self.dropped_error()) } else { Ok(()) }
+    }
+
+    #[cold]
+    pub fn dropped_error(&self) -> Error {
+        Error::new(ErrorKind::Closed).context(format!("keyspace {:?} was dropped", self.name))
+    }
+}

@@ -1,0 +1,312 @@
+//! For tests: tables and versions made of a few literals, in a directory in memory.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::{Bound, RangeInclusive};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::cursor::{Cursor, ValueRef};
+use crate::error::Result;
+use crate::file::{FileId, FileNumber};
+use crate::fs::{File, Fs, Lock, LogRegion};
+use crate::key::{EntryKind, SeqNo};
+use crate::options::{Filter, ReadMode};
+use crate::table::{BlockCache, Table, TableBuilder, TableConfig, TableFacts};
+use crate::version::Version;
+
+/// Facts of a table of 100 bytes and 10 entries with the keys of `range`, say `a-f`.
+pub(crate) fn facts(number: u64, range: &str, seqnos: RangeInclusive<u64>) -> TableFacts {
+    let (smallest, largest) = range.split_once('-').expect("a range like a-f");
+    TableFacts {
+        number: FileNumber(number),
+        id: FileId(u128::from(number)),
+        bytes: 100,
+        entries: 10,
+        tombstones: 0,
+        operands: 0,
+        smallest: smallest.as_bytes().into(),
+        largest: largest.as_bytes().into(),
+        seqno_min: SeqNo(*seqnos.start()),
+        seqno_max: SeqNo(*seqnos.end()),
+        raw_bytes: 100,
+    }
+}
+
+/// One entry of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) key: Vec<u8>,
+    pub(crate) seqno: SeqNo,
+    pub(crate) kind: EntryKind,
+    pub(crate) value: Vec<u8>,
+}
+
+/// All entries of a cursor.
+pub(crate) fn collect(cursor: &mut impl Cursor) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    cursor.seek_to_first().unwrap();
+    while cursor.valid() {
+        let (key, value) = (cursor.key().to_vec(), cursor.value().bytes.to_vec());
+        entries.push(Entry { key, seqno: cursor.seqno(), kind: cursor.kind(), value });
+        cursor.next().unwrap();
+    }
+    entries
+}
+
+/// A directory in memory with tables.
+pub(crate) struct Dir {
+    pub(crate) fs: Arc<MemFs>,
+    cache: Arc<BlockCache>,
+    next: AtomicU64,
+}
+
+impl Dir {
+    pub(crate) fn new() -> Dir {
+        let cache = Arc::new(BlockCache::new(1 << 20));
+        Dir { fs: Arc::new(MemFs::default()), cache, next: AtomicU64::new(1) }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        Path::new("/db")
+    }
+
+    pub(crate) fn next_number(&self) -> FileNumber {
+        FileNumber(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn config() -> TableConfig {
+        TableConfig { block_bytes: 64, lz4: false, filter: Filter::BinaryFuse8 }
+    }
+
+    pub(crate) fn open(&self, facts: TableFacts) -> Arc<Table> {
+        Table::open(&*self.fs, self.path(), facts, ReadMode::Mapped, &self.cache).unwrap()
+    }
+
+    /// A table of these entries, which are sorted.
+    pub(crate) fn table_of(&self, entries: &[Entry]) -> Arc<Table> {
+        let number = self.next_number();
+        let mut builder =
+            TableBuilder::create(&*self.fs, self.path(), number, &Dir::config()).unwrap();
+        for entry in entries {
+            builder.add(&entry.key, entry.seqno, entry.kind, &entry.value).unwrap();
+        }
+        self.open(builder.finish().unwrap())
+    }
+
+    /// A table of literals (key, seqno, kind, value).
+    pub(crate) fn table(&self, entries: &[(&str, u64, EntryKind, &str)]) -> Arc<Table> {
+        let entry = |&(key, seqno, kind, value): &(&str, u64, EntryKind, &str)| Entry {
+            key: key.into(),
+            seqno: SeqNo(seqno),
+            kind,
+            value: value.into(),
+        };
+        self.table_of(&entries.iter().map(entry).collect::<Vec<_>>())
+    }
+
+    pub(crate) fn entries(&self, table: &Arc<Table>) -> Vec<Entry> {
+        collect(&mut table.cursor())
+    }
+
+    /// Some runs on level 0, some levels below, of keys `key000` to `key069`; and all entries.
+    pub(crate) fn random_version(&self, rng: &mut fastrand::Rng) -> (Version, Vec<Entry>) {
+        let mut places: Vec<(u8, u64)> =
+            (1..7u8).rev().filter(|_| rng.bool()).map(|level| (level, 0)).collect();
+        places.extend((1..=rng.u64(..4)).map(|run| (0, run)));
+        let (mut added, mut all, mut seqno) = (Vec::new(), Vec::new(), 0);
+        for (level, run) in places {
+            let mut entries: Vec<Entry> = (0..rng.usize(1..120))
+                .map(|_| {
+                    seqno += rng.u64(1..4);
+                    random_entry(rng, seqno)
+                })
+                .collect();
+            sort(&mut entries);
+            let cut = |a: &Entry, b: &Entry| a.key == b.key || (a.key[5] + b.key[5]) % 3 != 0;
+            added.extend(entries.chunk_by(cut).map(|table| (level, run, self.table_of(table))));
+            all.extend(entries);
+        }
+        sort(&mut all);
+        (Version::empty().apply(added, &[]).unwrap(), all)
+    }
+}
+
+pub(crate) fn sort(entries: &mut [Entry]) {
+    entries.sort_by(|a, b| crate::key::compare(&a.key, a.seqno, &b.key, b.seqno));
+}
+
+fn random_entry(rng: &mut fastrand::Rng, seqno: u64) -> Entry {
+    let key = format!("key{:03}", rng.u32(..70)).into_bytes();
+    let kind = [EntryKind::Put, EntryKind::Delete, EntryKind::Merge][rng.usize(..3)];
+    let value =
+        if kind == EntryKind::Delete { Vec::new() } else { format!("v{seqno}").into_bytes() };
+    Entry { key, seqno: SeqNo(seqno), kind, value }
+}
+
+/// The files of a process, in memory; stand-in for the simulator.
+#[derive(Debug, Default)]
+pub(crate) struct MemFs {
+    pub(crate) files: Mutex<HashMap<PathBuf, Arc<MemFile>>>,
+    ids: AtomicU64,
+    /// Writes fail once so many have succeeded.
+    pub(crate) writes_left: Arc<Mutex<Option<u64>>>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct MemFile(Mutex<Vec<u8>>, Arc<Mutex<Option<u64>>>);
+
+impl Fs for MemFs {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = Arc::new(MemFile(Mutex::default(), Arc::clone(&self.writes_left)));
+        self.files.lock().insert(path.into(), Arc::clone(&file));
+        Ok(file)
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = self.files.lock().get(path).cloned();
+        Ok(file.ok_or(io::ErrorKind::NotFound)?)
+    }
+    fn create_log(&self, _: &Path, _: u64) -> io::Result<Arc<dyn LogRegion>> {
+        unimplemented!()
+    }
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        unimplemented!()
+    }
+    fn link(&self, _: &Path, _: &Path) -> io::Result<()> {
+        unimplemented!()
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.files.lock().remove(path).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+    }
+    fn list(&self, _: &Path) -> io::Result<Vec<String>> {
+        unimplemented!()
+    }
+    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+    fn lock(&self, _: &Path) -> io::Result<Box<dyn Lock>> {
+        unimplemented!()
+    }
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(1 << 40)
+    }
+    fn boot_id(&self) -> u128 {
+        1
+    }
+    fn random_id(&self) -> u128 {
+        u128::from(self.ids.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl File for MemFile {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if let Some(left) = &mut *self.1.lock() {
+            *left = left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
+        }
+        let mut bytes = self.0.lock();
+        let end = offset as usize + data.len();
+        let len = bytes.len().max(end);
+        bytes.resize(len, 0);
+        bytes[offset as usize..end].copy_from_slice(data);
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn allocate(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.lock().resize(bytes as usize, 0);
+        Ok(())
+    }
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.lock().len() as u64)
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let bytes = self.0.lock();
+        let from = bytes.get(offset as usize..offset as usize + buf.len());
+        buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+    fn map(&self) -> io::Result<Bytes> {
+        Ok(Bytes::copy_from_slice(&self.0.lock()))
+    }
+}
+
+#[test]
+fn the_cursors_of_a_version_cover_their_range() {
+    for seed in 0..50 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let dir = Dir::new();
+        let (version, entries) = dir.random_version(&mut rng);
+        let key = |rng: &mut fastrand::Rng| format!("key{:03}", rng.u32(..70)).into_bytes();
+        let (a, b) = (key(&mut rng), key(&mut rng));
+        let (low, high) = (a.clone().min(b.clone()), a.max(b));
+        let within = |entry: &&Entry| low <= entry.key && entry.key < high;
+        let range = (Bound::Included(&low[..]), Bound::Excluded(&high[..]));
+        let mut seen: Vec<Entry> =
+            version.cursors(range).iter_mut().flat_map(collect).filter(|e| within(&e)).collect();
+        sort(&mut seen);
+        let expected: Vec<Entry> = entries.iter().filter(within).cloned().collect();
+        assert_eq!(seen, expected, "seed {seed}");
+    }
+}
+
+/// A cursor over entries in memory, forwards only: the input of merges in tests.
+pub(crate) struct Entries {
+    entries: Vec<Entry>,
+    at: usize,
+}
+
+impl Entries {
+    pub(crate) fn new(mut entries: Vec<Entry>) -> Entries {
+        sort(&mut entries);
+        Entries { at: entries.len(), entries }
+    }
+}
+
+impl Cursor for Entries {
+    fn valid(&self) -> bool {
+        self.at < self.entries.len()
+    }
+    fn seek_to_first(&mut self) -> Result<()> {
+        self.at = 0;
+        Ok(())
+    }
+    fn seek_to_last(&mut self) -> Result<()> {
+        unreachable!("forwards only")
+    }
+    fn seek(&mut self, _: &[u8], _: SeqNo) -> Result<()> {
+        unreachable!("forwards only")
+    }
+    fn seek_before(&mut self, _: &[u8], _: SeqNo) -> Result<()> {
+        unreachable!("forwards only")
+    }
+    fn next(&mut self) -> Result<()> {
+        self.at += 1;
+        Ok(())
+    }
+    fn prev(&mut self) -> Result<()> {
+        unreachable!("forwards only")
+    }
+    fn key(&self) -> &[u8] {
+        &self.entries[self.at].key
+    }
+    fn seqno(&self) -> SeqNo {
+        self.entries[self.at].seqno
+    }
+    fn kind(&self) -> EntryKind {
+        self.entries[self.at].kind
+    }
+    fn value(&self) -> ValueRef<'_> {
+        ValueRef { bytes: &self.entries[self.at].value, owner: None }
+    }
+}
