@@ -63,13 +63,16 @@ pub(crate) mod reader;
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_fs;
 
 use crate::coding::{DecodeError, Decoded, Decoder, put_bytes, put_varint};
 use crate::file::{FileId, FileNumber};
 use crate::key::{KEY_BYTES_MAX, SeqNo};
 use crate::options::Filter;
+
+pub(crate) use crate::table::builder::TableBuilder;
+pub(crate) use crate::table::cache::BlockCache;
+pub(crate) use crate::table::cursor::TableCursor;
+pub(crate) use crate::table::reader::Table;
 
 /// The seqno of an index bound that comes before all versions of its key; above every real one.
 pub(crate) const SEQNO_BEFORE_ALL: u64 = SeqNo::MAX.0 + 1;
