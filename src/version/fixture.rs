@@ -79,6 +79,20 @@ impl Dir {
         FileNumber(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// How many files there are.
+    pub(crate) fn files(&self) -> usize {
+        self.fs.files.lock().len()
+    }
+
+    /// Lets `calls` calls succeed; then one fails.
+    pub(crate) fn fail_after(&self, calls: u64) {
+        *self.fs.writes_left.lock() = Some(calls);
+    }
+
+    pub(crate) fn fail_never(&self) {
+        *self.fs.writes_left.lock() = None;
+    }
+
     pub(crate) fn config() -> TableConfig {
         TableConfig { block_bytes: 64, lz4: false, filter: Filter::BinaryFuse8 }
     }
