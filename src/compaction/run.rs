@@ -107,7 +107,7 @@ struct Writer<'a> {
     output: &'a Output<'a>,
     cuts: Cuts,
     /// The table being written, and its bytes that were told to `progress`.
-    table: Option<(TableBuilder, u64)>,
+    table: Option<(TableBuilder<'a>, u64)>,
     /// Numbers of the files that were begun.
     made: Vec<FileNumber>,
     /// The tables that are finished.
