@@ -29,6 +29,10 @@ pub(crate) mod version;
 
 pub(crate) mod compaction;
 
+#[doc(hidden)]
+#[cfg(feature = "testing")]
+pub mod bench_seams;
+
 pub use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
 pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merged, Min, Operand};
 pub use crate::options::{Compression, Durability, Filter, Options, ReadMode};
