@@ -595,3 +595,47 @@ fn read_range(
     file.read_at(&mut bytes, range.start).map_err(|e| Error::io("read", path, e))?;
     Ok(Bytes::from(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::block::BlockBuilder;
+
+    fn index_of(places: &[(u64, u32)]) -> Bytes {
+        let mut builder = BlockBuilder::default();
+        for (n, (offset, bytes)) in places.iter().enumerate() {
+            let place = [&offset.to_le_bytes()[..], &bytes.to_le_bytes()].concat();
+            builder.add(&[n as u8], SEQNO_BEFORE_ALL, EntryKind::Put, &place);
+        }
+        let mut bytes = Vec::new();
+        builder.finish(&mut bytes);
+        Bytes::from(bytes)
+    }
+
+    #[test]
+    fn an_index_names_every_byte_of_the_data_once() {
+        let good = [(128, 40), (168, 30), (198, 6)];
+        assert_eq!(Index::decode(index_of(&good), 128..204).map(|index| index.count()), Ok(3));
+        let bad: [(&[(u64, u32)], Range<u64>); 6] = [
+            (&good, 128..205),
+            (&good, 128..203),
+            (&good, 127..204),
+            (&[(128, 40), (169, 35)], 128..204),
+            (&[(128, 71), (199, 5)], 128..204),
+            (&[(u64::MAX, 5)], u64::MAX..u64::MAX),
+        ];
+        for (places, data) in bad {
+            assert!(Index::decode(index_of(places), data.clone()).is_err(), "{places:?} {data:?}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_lz4_cannot_reach_is_refused_before_memory_is_taken() {
+        let bomb = [&u32::MAX.to_le_bytes()[..], &[0xff; 1000]].concat();
+        assert_eq!(decompress(&bomb), Err(DecodeError("a length that LZ4 cannot reach")));
+        let zeros = vec![0; 1 << 20];
+        let compressed = lz4_flex::block::compress(&zeros);
+        let frame = [&(zeros.len() as u32).to_le_bytes()[..], &compressed].concat();
+        assert_eq!(decompress(&frame), Ok(zeros));
+    }
+}

@@ -646,6 +646,47 @@ fn a_block_of_any_bytes_is_validated_or_refused() {
 }
 
 #[test]
+fn rows_out_of_order_or_twice_are_refused() {
+    for (first, second) in [
+        (("ab", 5), ("aa", 6)),
+        (("aa", 5), ("aa", 6)),
+        (("aa", 5), ("aa", 5)),
+        (("ax", 5), ("a", 5)),
+    ] {
+        for tail in ["", "-and-so-on", "-and-s"] {
+            let mut builder = BlockBuilder::default();
+            for (key, seqno) in [first, second] {
+                builder.add(format!("{key}{tail}").as_bytes(), seqno, EntryKind::Put, b"v");
+            }
+            let mut bytes = Vec::new();
+            builder.finish(&mut bytes);
+            let block = Block::new(&bytes).unwrap();
+            assert_eq!(block.validate(SeqNo::MAX.0).unwrap_err().0, "rows out of order");
+        }
+    }
+}
+
+#[test]
+fn keys_that_tie_in_the_largest_head() {
+    let keys: Vec<Vec<u8>> = (0..40).map(|n| vec![0xff; n]).collect();
+    let mut builder = BlockBuilder::default();
+    for key in &keys {
+        for seqno in [9, 4] {
+            builder.add(key, seqno, EntryKind::Put, b"");
+        }
+    }
+    let mut bytes = Vec::new();
+    builder.finish(&mut bytes);
+    let block = Block::new(&bytes).unwrap();
+    block.validate(SeqNo::MAX.0).unwrap();
+    for (n, key) in keys.iter().enumerate() {
+        for (seqno, row) in [(10, 0), (9, 0), (8, 1), (4, 1), (3, 2)] {
+            assert_eq!(block.lower_bound(key, SeqNo(seqno)), Ok(2 * n + row), "{n} {seqno}");
+        }
+    }
+}
+
+#[test]
 fn the_block_of_the_drawing() {
     let mut builder = BlockBuilder::default();
     builder.add(b"apple", 7, EntryKind::Put, b"x");
