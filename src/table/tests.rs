@@ -474,7 +474,7 @@ fn truncation_at_every_length_and_growth_are_noticed() {
     for (fs, facts, entries) in small_tables() {
         let good = fs.contents(&path()).unwrap();
         for len in 0..good.len() {
-            fs.set_contents(&path(), &good[..len].to_vec()).unwrap();
+            fs.set_contents(&path(), &good[..len]).unwrap();
             check_damage(&fs, &facts, &entries, true);
         }
         fs.set_contents(&path(), &[&good[..], &[0]].concat()).unwrap();
