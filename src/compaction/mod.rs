@@ -6,4 +6,6 @@
 
 pub(crate) mod picker;
 pub(crate) mod run;
+#[cfg(test)]
+mod simulation;
 pub(crate) mod survive;

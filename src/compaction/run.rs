@@ -52,7 +52,7 @@ impl Cuts {
     /// Should a table begin at `key`, given that the current one is half full? Asked with
     /// ascending user keys.
     #[inline]
-    fn cut(&mut self, key: &[u8], half_full: bool) -> bool {
+    pub(super) fn cut(&mut self, key: &[u8], half_full: bool) -> bool {
         let mut passed = false;
         while let Some((largest, bytes)) = self.fences.get(self.at)
             && **largest < *key
@@ -65,7 +65,7 @@ impl Cuts {
     }
 
     /// An output begins at the key asked about last.
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         self.overlap_bytes = 0;
     }
 }
