@@ -29,6 +29,17 @@ impl Checksum {
         hasher.update(data);
         hasher.finalize()
     }
+
+    /// The checksum of data that lies in several pieces, as if they were one.
+    #[must_use]
+    pub fn of_parts(self, offset: u64, parts: &[&[u8]]) -> u32 {
+        let mut hasher = crc32fast::Hasher::new_with_initial(self.state_after_id);
+        hasher.update(&offset.to_le_bytes());
+        for part in parts {
+            hasher.update(part);
+        }
+        hasher.finalize()
+    }
 }
 
 /// A plain checksum of `data`, for a payload whose place is bound by its header's checksum.
@@ -51,6 +62,7 @@ mod tests {
         assert_ne!(base, b.of(64, b"data"));
         assert_ne!(base, a.of(65, b"data"));
         assert_ne!(base, a.of(64, b"date"));
+        assert_eq!(base, a.of_parts(64, &[b"d", b"", b"ata"]));
         let mut bytes = 1u128.to_le_bytes().to_vec();
         bytes.extend_from_slice(&64u64.to_le_bytes());
         bytes.extend_from_slice(b"data");

@@ -16,7 +16,7 @@ mod slice;
 pub mod fs;
 
 pub(crate) mod cursor;
-pub(crate) mod runtime;
+pub mod runtime;
 
 pub(crate) mod batch;
 pub(crate) mod record;
@@ -25,11 +25,31 @@ pub(crate) mod table;
 pub(crate) mod manifest;
 pub(crate) mod memtable;
 
+pub(crate) mod dump;
+
 pub(crate) mod version;
 
 pub(crate) mod compaction;
+mod snapshots;
 
+mod tree;
+
+mod flush;
+mod read;
+mod write;
+
+mod db;
+
+pub use crate::db::batch::Batch;
+pub use crate::db::keyspace::{Keyspace, KeyspaceOptions};
+pub use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};
+pub use crate::db::stats::{KeyspaceStats, LevelStats, MemoryStats, Stats};
+pub use crate::db::{Db, DbBuilder};
 pub use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
 pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merged, Min, Operand};
 pub use crate::options::{Compression, Durability, Filter, Options, ReadMode};
+pub use crate::read::scan::{Cursor, Entry, Iter};
 pub use crate::slice::Slice;
+pub use crate::write::breaker::BreakerState;
+pub use crate::write::pressure::StallStats;
+pub use crate::write::ticket::Ticket;

@@ -148,6 +148,8 @@ pub(crate) struct Limits {
     pub level_ratio: u64,
     /// The manifest is rewritten once it holds so many bytes more than its snapshot.
     pub manifest_bytes: u64,
+    /// Disk space that writers leave for flush, compaction and deletes.
+    pub reserve_bytes: u64,
 }
 
 impl Limits {
@@ -166,6 +168,7 @@ impl Limits {
             base_level_bytes: 4 * memtable_bytes as u64,
             level_ratio: 10,
             manifest_bytes: 1 << 20,
+            reserve_bytes: 2 * memtable_bytes as u64,
         }
     }
 
@@ -183,6 +186,7 @@ impl Limits {
             base_level_bytes: 2048,
             level_ratio: 4,
             manifest_bytes: 1024,
+            reserve_bytes: 0,
         }
     }
 }

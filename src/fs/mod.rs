@@ -1,23 +1,112 @@
 //! The only way to the disk: a trait, so that tests can crash it, fail it and watch it.
 //!
-//! - `mod`: the traits [`Fs`], [`File`], [`LogRegion`].
+//! - `mod`: the traits [`Fs`], [`File`], [`LogRegion`], and [`site`].
 //! - `real`: the operating system.
 //! - `sim`: in memory, crashable: keeps durable contents and pending effects apart. *testing*
+//! - `intercept`: a wrapper that sees every call and decides what becomes of it. *testing*
 //! - `fault`: fails the k-th call. *testing*
 //! - `trace`: writes down every call as text. *testing*
 //! - `sabotage`: ignores the calls made at one site. *testing*
 //!
 //! What esker assumes of a disk, and nothing else: `File::sync` makes that file's contents and
 //! length durable; `sync_dir` makes a directory's entries durable; `rename` is atomic.
+//!
+//! # A crash check of your own
+//!
+//! With the feature `testing`, whatever is written against [`Fs`] can be crashed at every call:
+//!
+//! 1. Run the program once over a `SimFs` whose hook takes an image after each call that changes
+//!    something, and in the middle of each store, along with what was promised so far.
+//! 2. For each image and each survival worth trying, open what the power cut left, and compare it
+//!    with the promise: at least what was promised, at most what was begun, nothing else.
+//! 3. Images of the recovery can be crashed again in the same way.
+//! 4. Sabotage every sync in turn, to see that step 2 can fail.
+//!
+//! This register keeps one number. It writes a new file, syncs it, renames it over the old one,
+//! and promises the number only when the directory is synced:
+//!
+//! ```
+//! # #[cfg(feature = "testing")] {
+//! use std::path::Path;
+//! use std::sync::{Arc, Mutex};
+//! use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+//! use esker::fs::{Fs, intercept::Select, sabotage::{Damage, SabotageFs}, sim::{Phase, SimFs}};
+//!
+//! fn set(fs: &dyn Fs, number: u8) -> std::io::Result<()> {
+//!     let (dir, new, old) = (Path::new("/"), Path::new("/new"), Path::new("/number"));
+//!     let _ = fs.remove(new); // A crash may have left one.
+//!     let file = fs.create(new)?;
+//!     file.write_at(0, &[number])?;
+//!     file.sync()?;
+//!     fs.rename(new, old)?;
+//!     fs.sync_dir(dir)
+//! }
+//!
+//! fn get(fs: &dyn Fs) -> Option<u8> {
+//!     let file = fs.open(Path::new("/number")).ok()?;
+//!     file.map().ok()?.first().copied().or(Some(255)) // An empty file is none of our numbers.
+//! }
+//!
+//! /// Returns the first violation, given what stands between the program and the disk.
+//! fn violation(wrap: impl Fn(SimFs) -> Arc<dyn Fs>) -> Option<String> {
+//!     let disk = SimFs::new();
+//!     let promised = Arc::new(AtomicU8::new(0));
+//!     let images = Arc::new(Mutex::new(Vec::new()));
+//!     let (sink, bound) = (Arc::clone(&images), Arc::clone(&promised));
+//!     disk.on_call(Arc::new(move |disk, phase, call| {
+//!         if phase != Phase::Before && call.changes() {
+//!             sink.lock().unwrap().push((call.to_string(), bound.load(SeqCst), disk.snapshot()));
+//!         }
+//!     }));
+//!     let fs = wrap(disk);
+//!     for number in 1..=3 {
+//!         set(&*fs, number).unwrap();
+//!         promised.store(number, SeqCst);
+//!     }
+//!     for (call, promised, image) in &*images.lock().unwrap() {
+//!         for survival in image.survivals(10, 20, 1) {
+//!             let found = get(&image.crash(&survival)).unwrap_or(0);
+//!             if !(*promised..=promised + 1).contains(&found) {
+//!                 return Some(format!("after {call}, {survival:?}: {found}, not {promised}"));
+//!             }
+//!         }
+//!     }
+//!     None
+//! }
+//!
+//! assert_eq!(violation(|disk| Arc::new(disk)), None);
+//! for name in ["sync", "sync_dir"] {
+//!     let on = Select::all().name(name);
+//!     let skip = |disk: SimFs| SabotageFs::all(Arc::new(disk), Damage::Skip, on.clone());
+//!     assert!(violation(|disk| Arc::new(skip(disk))).is_some(), "{name} is needed");
+//! }
+//! # }
+//! ```
+//!
+//! `fault::FaultFs` fails calls instead of crashing after them; `runtime::Runtime::stepper` with
+//! a hook that calls `runtime::yield_point` makes threads take turns at every call.
 
-pub(crate) mod real;
+#[cfg(any(test, feature = "testing"))]
+pub mod fault;
+#[cfg(any(test, feature = "testing"))]
+pub mod intercept;
+mod real;
+#[cfg(any(test, feature = "testing"))]
+pub mod sabotage;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
+#[cfg(any(test, feature = "testing"))]
+pub mod trace;
 
 use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use crate::fs::real::RealFs;
 
 /// A file system. Paths are whole paths.
 ///
@@ -55,6 +144,7 @@ pub trait Fs: Send + Sync + fmt::Debug + 'static {
     fn random_id(&self) -> u128;
 }
 
+#[expect(clippy::len_without_is_empty, reason = "a file is not a collection")]
 /// An open file. Safe to use from several threads.
 pub trait File: Send + Sync + fmt::Debug {
     /// Writes all of `data` at `offset`, extending the file as needed. A failed write may have
@@ -95,3 +185,66 @@ pub trait LogRegion: Send + Sync + fmt::Debug {
 
 /// Holds a lock until it drops.
 pub trait Lock: Send + Sync + fmt::Debug {}
+
+#[cfg(any(test, feature = "testing"))]
+thread_local! {
+    static SITE: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
+}
+
+/// Names the place in the engine that the following calls of this thread come from, until the
+/// value drops: `let _site = fs::site("manifest.rotate.sync_dir");`
+///
+/// `sabotage` switches off one site at a time, to show that some test sees it. Costs nothing in
+/// production builds.
+#[inline]
+pub fn site(name: &'static str) -> Site {
+    #[cfg(any(test, feature = "testing"))]
+    return Site { outer: SITE.replace(Some(name)), _of_this_thread: PhantomData };
+    #[cfg(not(any(test, feature = "testing")))]
+    {
+        let _ = name;
+        Site { _of_this_thread: PhantomData }
+    }
+}
+
+/// The site that this thread's calls come from, if one was named by [`site`].
+#[cfg(any(test, feature = "testing"))]
+#[must_use]
+pub fn current_site() -> Option<&'static str> {
+    SITE.get()
+}
+
+/// Ends a [`site`] when it drops.
+#[derive(Debug)]
+#[must_use = "the site ends when this drops"]
+pub struct Site {
+    #[cfg(any(test, feature = "testing"))]
+    outer: Option<&'static str>,
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for Site {
+    #[inline]
+    fn drop(&mut self) {
+        #[cfg(any(test, feature = "testing"))]
+        SITE.set(self.outer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sites_nest() {
+        assert_eq!(current_site(), None);
+        let outer = site("outer");
+        {
+            let _inner = site("inner");
+            assert_eq!(current_site(), Some("inner"));
+        }
+        assert_eq!(current_site(), Some("outer"));
+        drop(outer);
+        assert_eq!(current_site(), None);
+    }
+}

@@ -1,1 +1,465 @@
-//! The sorted, concurrent buffer of recent writes.
+//! The sorted, concurrent buffer of recent writes: a skiplist over leaves of entries.
+//!
+//! - `position`: where an entry stands in the order, compared without following pointers.
+//! - `arena`: the memory of the entries, and the pool it comes from.
+//! - `leaf`: some hundred slots that point at entries.
+//! - `cursor`: walks the leaves.
+//!
+//! A skiplist with a node per entry is bound by cache misses: one per comparison, 2 to 3 µs per
+//! insert into a million entries. Here crossbeam's skiplist is only the index: it has a node per
+//! leaf, so it is some hundred times smaller and stays in the second-level cache, and what is left
+//! is one miss for the leaf and one for the place in it.
+//!
+//! # Structure
+//! The index maps a *lower fence* to a node; the node has a lock and points at its current leaf;
+//! the leaf has an *upper fence*. Fences are positions (key and sequence number), so the versions
+//! of one key may span leaves. Nodes are never removed. In every state that a reader can see:
+//! 1. A leaf's upper fence is the lower fence of a node in the index, or `Position::END`.
+//! 2. A node's lower fence never changes, its leaf's upper fence only falls.
+//! 3. A leaf has exactly the entries from its node's lower fence up to its upper fence that were
+//!    inserted before it was replaced.
+//!
+//! # Writers
+//! 1. Find the node with the greatest lower fence that is not after the entry; lock it.
+//! 2. If the entry is not before the leaf's upper fence, the leaf was split meanwhile: start over;
+//!    the index has the right node now.
+//! 3. Append to the leaf. If it has no room, sort it into a new one and swap that in, or:
+//! 4. Split: put the right half, in a node that is *locked*, into the index; swap the left half in;
+//!    unlock the right node, then the left one.
+//!
+//! An inserter holds one lock, and a splitter besides it only that of the node it makes, so nothing
+//! can wait in a circle. Replaced leaves are freed by epoch once no reader can stand in them.
+//!
+//! # Readers
+//! They take no lock, and see every entry whose insertion was complete when the read began (the
+//! layer above publishes a sequence number only then). Let E be such an entry and P the node in
+//! whose leaf it was put.
+//! - The reader's index lookup for E's position finds P, or a node made later by splitting P, or,
+//!   when P itself came of a split, never one before it: P was in the index when E was inserted.
+//! - The leaf loaded from that node has E, or an upper fence that is not after E, and then the
+//!   index has a node at that fence (1), to which the reader moves on.
+//! - A scan that loads the leaf of a node Q before P does not skip E either: it takes what the leaf
+//!   holds only up to its upper fence, and that is not after P's lower fence, because Q's half was
+//!   swapped in before P was unlocked, so before E was inserted. This is what the lock on the right
+//!   node is for: a stale left leaf would hide E from a scan, though not from a point read.
+
+mod arena;
+mod cursor;
+mod leaf;
+mod position;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use crossbeam_epoch::{self as epoch, Guard};
+use crossbeam_skiplist::base::{self, SkipList};
+use parking_lot::RawMutex;
+use parking_lot::lock_api::{self, RawMutex as _};
+
+pub(crate) use crate::memtable::arena::ArenaPool;
+pub(crate) use crate::memtable::cursor::MemtableCursor;
+
+use crate::cursor::ValueRef;
+use crate::key::{EntryKind, SeqNo, hash};
+use crate::memtable::arena::Arena;
+use crate::memtable::leaf::{Header, LeafRef, OwnedLeaf, Run, Slot, TAIL_SLOTS_MAX};
+use crate::memtable::position::Position;
+
+/// How large leaves get.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    /// A leaf that is sorted anew is split if it has more slots than this.
+    slots_max: usize,
+    /// A leaf is sorted anew when it has so many unsorted slots; at most [`TAIL_SLOTS_MAX`].
+    tail_max: usize,
+}
+
+const SHAPE: Shape = Shape { slots_max: 256, tail_max: TAIL_SLOTS_MAX };
+
+/// Entries of one keyspace, sorted. Insertions and reads are concurrent; readers never wait.
+pub(crate) struct Memtable {
+    index: SkipList<Lower, Node>,
+    arena: Arena,
+    shape: Shape,
+    /// Bytes of the current leaves and the index. Replaced leaves that are not freed yet do not
+    /// count: a few per thread.
+    leaves_bytes: AtomicUsize,
+}
+
+/// A lower fence, the index's key.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Lower(Position<'static>);
+
+impl<'a> Borrow<Position<'a>> for Lower {
+    #[inline]
+    fn borrow(&self) -> &Position<'a> {
+        &self.0
+    }
+}
+
+/// What the index has for each leaf.
+struct Node {
+    /// Held while the leaf is appended to or replaced.
+    lock: RawMutex,
+    /// Changed by the holder of `lock`, read by anyone with an epoch guard.
+    leaf: AtomicPtr<Header>,
+}
+
+/// About what a node takes in the index: key, value, counts, a tower of two, the allocator's word.
+const NODE_BYTES: usize = size_of::<Lower>() + size_of::<Node>() + 8 + 16 + 8;
+
+/// The byte of a key's hash that its slot's tag is.
+#[inline]
+fn tag(hash: u64) -> u8 {
+    (hash >> 56) as u8
+}
+
+impl Memtable {
+    /// An empty memtable that takes its memory from `pool`.
+    pub fn new(pool: &Arc<ArenaPool>) -> Memtable {
+        Memtable::with_shape(pool, SHAPE)
+    }
+
+    fn with_shape(pool: &Arc<ArenaPool>, shape: Shape) -> Memtable {
+        assert!(shape.slots_max >= 2 && (1..=TAIL_SLOTS_MAX).contains(&shape.tail_max));
+        let index = SkipList::new(epoch::default_collector().clone());
+        let arena = Arena::new(pool);
+        let memtable = Memtable { index, arena, shape, leaves_bytes: AtomicUsize::new(0) };
+        let first = OwnedLeaf::new(&Run::default(), 0..0, 8, Position::END);
+        memtable.add_node(Lower(Position::START), Node::new(memtable.count(first)), &epoch::pin());
+        memtable
+    }
+
+    /// Adds an entry. No entry with this key and sequence number may have been added before.
+    ///
+    /// A reader sees it if its read begins after this returns.
+    ///
+    /// # Panics
+    /// If key or value is longer than the limits in `crate::key`.
+    pub fn insert(&self, key: &[u8], seqno: SeqNo, kind: EntryKind, value: &[u8]) {
+        self.insert_hashed(key, hash(key), seqno, kind, value);
+    }
+
+    /// As `insert`, for a caller that has `hash(key)` already.
+    pub fn insert_hashed(
+        &self,
+        key: &[u8],
+        hash: u64,
+        seqno: SeqNo,
+        kind: EntryKind,
+        value: &[u8],
+    ) {
+        let position = Position::new(key, seqno);
+        let guard = &epoch::pin();
+        let mut node = self.node_at(&position, guard);
+        // The leaf is rarely in the cache; it arrives while the entry is being copied.
+        node.leaf(guard).prefetch_header();
+        let slot = self.write(&position, key, kind, value);
+        race(RacePoint::Found);
+        loop {
+            let locked = node.lock();
+            let leaf = node.leaf(guard);
+            if position < *leaf.upper() {
+                if !locked.append(leaf, slot, tag(hash), self.shape.tail_max) {
+                    self.rebuild(&locked, slot, tag(hash), guard);
+                }
+                return;
+            }
+            drop(locked);
+            node = self.node_at(&position, guard);
+        }
+    }
+
+    /// Calls `f` with the versions of `key` that are not newer than `snapshot`, newest first,
+    /// until it breaks. `hash` is that of the key.
+    ///
+    /// No lock is held meanwhile: `f` may call back into the memtable.
+    pub fn visit<F>(&self, key: &[u8], hash: u64, snapshot: SeqNo, f: &mut F) -> ControlFlow<()>
+    where
+        F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
+    {
+        debug_assert_eq!(hash, crate::key::hash(key));
+        let target = Position::new(key, snapshot);
+        let mut visit = |slot: &Slot| {
+            f(slot.seqno(), slot.kind(), ValueRef { bytes: slot.value(), owner: None })
+        };
+        let guard = &epoch::pin();
+        let mut from = target;
+        loop {
+            let leaf = self.leaf_at(&from, guard);
+            leaf.visit(&target, tag(hash), &mut visit)?;
+            if !leaf.upper().same_key(&target) {
+                return ControlFlow::Continue(());
+            }
+            from = *leaf.upper();
+        }
+    }
+
+    /// A cursor over everything; on no entry until a seek.
+    ///
+    /// After a seek it shows every entry whose insertion was complete when the seek began, and
+    /// perhaps newer ones.
+    pub fn cursor(self: &Arc<Self>) -> MemtableCursor {
+        MemtableCursor::new(Arc::clone(self))
+    }
+
+    /// Bytes of memory held: entries, leaves and an estimate of the index.
+    pub fn bytes(&self) -> usize {
+        self.arena.held_bytes() + self.leaves_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many entries were added, versions counted singly.
+    pub fn entries(&self) -> usize {
+        self.arena.entry_count()
+    }
+
+    /// True if nothing was added yet.
+    pub fn is_empty(&self) -> bool {
+        self.arena.is_empty()
+    }
+
+    #[expect(unsafe_code, reason = "slots hold pointers into the arena")]
+    #[inline]
+    fn write(&self, position: &Position<'_>, key: &[u8], kind: EntryKind, value: &[u8]) -> Slot {
+        let entry = self.arena.write(key, kind, value);
+        // SAFETY: the entry has the key of `position`. Its arena lives as long as this memtable;
+        // slots, and fences made of them, are only in the memtable's index and leaves, lent to
+        // methods that borrow it, and in cursors, which own a reference to it. (Leaves that the
+        // epoch frees after that are freed without a look at their slots.)
+        unsafe { Slot::new(position, entry) }
+    }
+
+    /// The node with the greatest lower fence that is not after `at`.
+    #[inline]
+    fn node_at<'g>(&'g self, at: &Position<'_>, guard: &'g Guard) -> &'g Node {
+        let found = self.index.upper_bound(Bound::Included(at), guard);
+        found.expect("the first lower fence is Position::START").value()
+    }
+
+    /// The leaf in whose range `at` lies.
+    #[inline]
+    fn leaf_at<'g>(&'g self, at: &Position<'_>, guard: &'g Guard) -> LeafRef<'g> {
+        loop {
+            let node = self.node_at(at, guard);
+            race(RacePoint::Found);
+            let leaf = node.leaf(guard);
+            leaf.prefetch_tags();
+            if at < leaf.upper() {
+                return leaf;
+            }
+        }
+    }
+
+    /// The leaf with what is just before `before`, which is not `Position::START`, and its lower
+    /// fence. Its upper fence is at or after `before`.
+    fn leaf_before<'g>(
+        &'g self,
+        before: &Position<'_>,
+        guard: &'g Guard,
+    ) -> (&'g Position<'static>, LeafRef<'g>) {
+        loop {
+            let found = self.index.upper_bound(Bound::Excluded(before), guard);
+            let found = found.expect("the first lower fence is Position::START");
+            race(RacePoint::Found);
+            let leaf = found.value().leaf(guard);
+            // If it is less, the leaf was split after the lookup, and the index has the other half.
+            if before <= leaf.upper() {
+                return (&found.key().0, leaf);
+            }
+        }
+    }
+
+    /// Replaces the full leaf of a locked node by one or two that have also `slot`.
+    #[cold]
+    fn rebuild(&self, node: &Locked<'_>, slot: Slot, tag: u8, guard: &Guard) {
+        let old = node.leaf(guard);
+        let (run, in_order) = old.sorted_with(slot, tag);
+        let room = |len: usize| len + (len / 2).clamp(1, self.shape.tail_max);
+        let len = run.len();
+        if len <= self.shape.slots_max {
+            let new = OwnedLeaf::new(&run, 0..len, room(len), *old.upper());
+            node.replace(self.count(new), guard);
+        } else if in_order {
+            // Keys arrive in order: leave the left leaf full, and expect more behind it.
+            let capacity = self.shape.slots_max + self.shape.tail_max;
+            self.split(node, &run, [len - 1, len - 1], [len, capacity], guard);
+        } else {
+            let left = len / 2;
+            self.split(node, &run, [left, room(left)], [len, room(len - left)], guard);
+        }
+        self.leaves_bytes.fetch_sub(old.bytes(), Ordering::Relaxed);
+    }
+
+    /// Divides `run` between the locked node and a new one; each half is given by the index of
+    /// its end in `run` and by its capacity.
+    fn split(
+        &self,
+        node: &Locked<'_>,
+        run: &Run,
+        [left_end, left_capacity]: [usize; 2],
+        [right_end, right_capacity]: [usize; 2],
+        guard: &Guard,
+    ) {
+        let fence = run.position(left_end);
+        let upper = *node.leaf(guard).upper();
+        let left = OwnedLeaf::new(run, 0..left_end, left_capacity, fence);
+        let right = OwnedLeaf::new(run, left_end..right_end, right_capacity, upper);
+        let (left, right) = (self.count(left), Node::new(self.count(right)));
+        // Locked before anyone can see it, until the left half is in its place; see "Readers".
+        let token = Some(right.lock.lock());
+        let right = self.add_node(Lower(fence), right, guard);
+        let right = Locked { node: right.value(), token };
+        race(RacePoint::Linked);
+        node.replace(left, guard);
+        drop(right);
+    }
+
+    /// Adds a node to the index, for ever.
+    fn add_node<'g>(
+        &'g self,
+        lower: Lower,
+        node: Node,
+        guard: &'g Guard,
+    ) -> base::Entry<'g, 'g, Lower, Node> {
+        let position = lower.0;
+        self.leaves_bytes.fetch_add(NODE_BYTES, Ordering::Relaxed);
+        self.index.insert(lower, node, guard).release(guard);
+        let added = self.index.get(&position, guard);
+        added.expect("nodes are never removed")
+    }
+
+    /// Counts a new leaf's bytes.
+    fn count(&self, leaf: OwnedLeaf) -> OwnedLeaf {
+        self.leaves_bytes.fetch_add(leaf.bytes(), Ordering::Relaxed);
+        leaf
+    }
+
+    /// Panics if the invariants of the structure do not hold. No writer may be at work.
+    #[cfg(test)]
+    fn check(&self) {
+        let guard = &epoch::pin();
+        let mut expected = Position::START;
+        let mut bytes = 0;
+        for entry in self.index.iter(guard) {
+            assert_eq!(entry.key().0, expected, "a lower fence is the upper fence before it");
+            let leaf = entry.value().leaf(guard);
+            leaf.check(&expected);
+            assert!(expected < *leaf.upper());
+            expected = *leaf.upper();
+            bytes += leaf.bytes() + NODE_BYTES;
+        }
+        assert_eq!(expected, Position::END);
+        assert_eq!(bytes, self.leaves_bytes.load(Ordering::Relaxed));
+    }
+}
+
+/// Where threads may overtake each other; tests make them do so here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RacePoint {
+    /// A node was found; its leaf is not loaded yet, its lock not taken.
+    Found,
+    /// A split has put the right node into the index; the left node still has the whole leaf.
+    Linked,
+}
+
+#[inline]
+fn race(_point: RacePoint) {
+    #[cfg(test)]
+    tests::race(_point);
+}
+
+impl fmt::Debug for Memtable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memtable")
+            .field("entries", &self.entries())
+            .field("leaves", &self.index.len())
+            .field("bytes", &self.bytes())
+            .finish()
+    }
+}
+
+impl Node {
+    fn new(leaf: OwnedLeaf) -> Node {
+        Node { lock: RawMutex::INIT, leaf: AtomicPtr::new(leaf.into_raw()) }
+    }
+
+    #[expect(unsafe_code, reason = "the leaf is replaced while others read it")]
+    #[inline]
+    fn leaf<'g>(&self, _guard: &'g Guard) -> LeafRef<'g> {
+        // Acquire: what the leaf was made of is seen, and so is the node at its upper fence.
+        let leaf = self.leaf.load(Ordering::Acquire);
+        // SAFETY: `replace` retires a leaf by epoch after it has been swapped out, and it was
+        // loaded under this guard, so it is not freed before the guard is dropped. When the node
+        // itself is dropped nobody reads, since the memtable is being dropped.
+        unsafe { LeafRef::from_raw(leaf) }
+    }
+
+    #[inline]
+    fn lock(&self) -> Locked<'_> {
+        Locked { node: self, token: Some(self.lock.lock()) }
+    }
+}
+
+#[expect(unsafe_code, reason = "the node owns its leaf through a raw pointer")]
+impl Drop for Node {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `OwnedLeaf::into_raw`.
+        let leaf = unsafe { LeafRef::from_raw(*self.leaf.get_mut()) };
+        // SAFETY: the node is dropped with the memtable, so nobody reads the leaf, and only
+        // leaves that were swapped out are freed by the epoch.
+        unsafe { leaf.free() };
+    }
+}
+
+/// A node whose lock this thread holds, until the drop.
+struct Locked<'a> {
+    node: &'a Node,
+    /// What `lock` gave, for `unlock`; there until the drop.
+    token: Option<<RawMutex as lock_api::RawMutex>::Guard>,
+}
+
+impl Locked<'_> {
+    #[inline]
+    fn leaf<'g>(&self, guard: &'g Guard) -> LeafRef<'g> {
+        self.node.leaf(guard)
+    }
+
+    #[expect(unsafe_code, reason = "only the holder of the lock may append")]
+    #[inline]
+    fn append(&self, leaf: LeafRef<'_>, slot: Slot, tag: u8, tail_max: usize) -> bool {
+        // SAFETY: the lock is held by `self`; the caller compared the slot with the fence, which
+        // `append` asserts in debug builds.
+        unsafe { leaf.append(slot, tag, tail_max) }
+    }
+
+    /// Swaps a new leaf in; the old one is freed once nobody can be reading it.
+    #[expect(unsafe_code, reason = "leaves are freed by hand")]
+    fn replace(&self, new: OwnedLeaf, guard: &Guard) {
+        // Release: whoever loads the leaf sees what is in it, and the node at its upper fence.
+        let old = self.node.leaf.swap(new.into_raw(), Ordering::AcqRel);
+        let free = move || {
+            // SAFETY: the pointer came from `OwnedLeaf::into_raw`.
+            let old = unsafe { LeafRef::from_raw(old) };
+            // SAFETY: run when no guard is left that was there at the swap; `old` was swapped out
+            // by the lock's holder, so it is retired once.
+            unsafe { old.free() };
+        };
+        // SAFETY: the closure owns the leaf, and what it frees has no thread affinity.
+        unsafe { guard.defer_unchecked(free) };
+    }
+}
+
+#[expect(unsafe_code, reason = "a raw lock is unlocked by hand")]
+impl Drop for Locked<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let token = self.token.take().expect("there until the drop");
+        // SAFETY: the token is of this lock: whoever makes a `Locked` has just taken it.
+        unsafe { self.node.lock.unlock(token) };
+    }
+}

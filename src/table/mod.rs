@@ -1,250 +1,193 @@
-//! Stand-in for the tables: entries in memory, written to a file of the simplest form.
+//! Sorted tables: immutable files of entries in entry order.
+//!
+//! - `mod`: the file format, and the facts of a table that the manifest repeats.
+//! - `layout`: the directory of sections and the footer.
+//! - `block`: the encoding of data blocks and of the index.
+//! - `filter`: tells that a table does not have a key.
+//! - `cache`: decompressed blocks, and blocks read with `pread`.
+//! - `builder`: writes a table.
+//! - `reader`: opens one, looks up keys, verifies it.
+//! - `cursor`: walks one.
+//! - `dump`: describes one as text.
+//!
+//! ```text
+//! header        128 bytes, see crate::file
+//! data          data blocks, one after the other, each in a frame
+//! index         one block, see below
+//! filter        absent if the table has none; see table/filter.rs; optional
+//! properties    see below
+//! directory
+//! footer        32 bytes
+//!
+//! frame         content: a block as table/block.rs draws it, or with codec 1 its length as u32
+//!               and then its LZ4 compression
+//!               codec u8: 0 none, 1 LZ4
+//!               checksum u32 of content and codec, bound to (file id, offset of the frame)
+//!
+//! index         a block with a row for each data block, in their order
+//!                 key, seqno   a bound: at or after the last entry of the block, and before the
+//!                              first entry of the next one. Where the next block begins with
+//!                              another user key, the shortest prefix of that key that is greater
+//!                              than this block's last key, with seqno 2^56: before all of its
+//!                              versions. In the last row, the last key and a zero byte, with seqno
+//!                              2^56. Otherwise, or if that were too long a key, the last entry.
+//!                 kind         PUT
+//!                 value        offset u64 and length u32 of the block's frame
+//!
+//! properties    id of the file u128, then as varints: entries, tombstones, operands, smallest seqno,
+//!               largest seqno, raw bytes; then smallest and largest user key as bytes
+//!
+//! directory     count u32, then for each section in the order of the file:
+//!                 kind u32       1 data, 2 index, 3 properties, 4 filter
+//!                 flags u32      bit 0 = optional: readers that do not know the kind ignore it;
+//!                                unknown sections without it are refused
+//!                 offset u64     the first one is 128, the others begin where the one before ends
+//!                 bytes u64
+//!                 checksum u32   of the section, bound to its offset; 0 for data
+//!
+//! footer        offset of the directory u64, bytes of the directory u32, its checksum u32, zero u32
+//!               checksum u32 of the 20 bytes before, bound to the footer's offset
+//!               magic "eskerEND"
+//! ```
+//!
+//! There is no padding: every byte is either under a checksum or compared with a constant.
 
-use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::Arc;
+pub(crate) mod block;
+pub(crate) mod builder;
+pub(crate) mod cache;
+pub(crate) mod cursor;
+pub(crate) mod dump;
+pub(crate) mod filter;
+pub(crate) mod layout;
+pub(crate) mod reader;
 
-use crate::cursor::{Cursor, ValueRef};
-use crate::error::{Error, Result};
-use crate::file::{FileId, FileKind, FileNumber};
-use crate::fs::{File, Fs};
-use crate::key::{EntryKind, SeqNo};
-use crate::options::{Filter, ReadMode};
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_fs;
 
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct TableFacts {
-    pub(crate) number: FileNumber,
-    pub(crate) id: FileId,
-    pub(crate) bytes: u64,
-    pub(crate) entries: u64,
-    pub(crate) tombstones: u64,
-    pub(crate) operands: u64,
-    pub(crate) smallest: Box<[u8]>,
-    pub(crate) largest: Box<[u8]>,
-    pub(crate) seqno_min: SeqNo,
-    pub(crate) seqno_max: SeqNo,
-    pub(crate) raw_bytes: u64,
-}
+use crate::coding::{DecodeError, Decoded, Decoder, put_bytes, put_varint};
+use crate::file::{FileId, FileNumber};
+use crate::key::{KEY_BYTES_MAX, SeqNo};
+use crate::options::Filter;
 
+/// The seqno of an index bound that comes before all versions of its key; above every real one.
+pub(crate) const SEQNO_BEFORE_ALL: u64 = SeqNo::MAX.0 + 1;
+/// Bytes that follow a block's content in its frame.
+pub(crate) const TRAILER_BYTES: usize = 5;
+/// Frame codec: the content is the block. On disk: never renumber.
+pub(crate) const CODEC_NONE: u8 = 0;
+/// Frame codec: the block's length as u32, then its LZ4 compression. On disk: never renumber.
+pub(crate) const CODEC_LZ4: u8 = 1;
+
+/// How tables are built.
 #[derive(Clone, Debug)]
 pub(crate) struct TableConfig {
-    pub(crate) block_bytes: usize,
-    pub(crate) lz4: bool,
-    pub(crate) filter: Filter,
+    /// A data block is closed before it would be larger than this, uncompressed.
+    pub block_bytes: usize,
+    /// Compress the blocks that shrink by an eighth or more.
+    pub lz4: bool,
+    /// The kind of the filter.
+    pub filter: Filter,
 }
 
-#[derive(Debug)]
-pub(crate) struct BlockCache;
+/// What is known of a table without opening it; the manifest records it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TableFacts {
+    /// The number in its name.
+    pub number: FileNumber,
+    /// The id in its header.
+    pub id: FileId,
+    /// The file's length.
+    pub bytes: u64,
+    /// How many entries it has, at least 1.
+    pub entries: u64,
+    /// How many of them are tombstones.
+    pub tombstones: u64,
+    /// How many of them are operands.
+    pub operands: u64,
+    /// The smallest user key, which the table has.
+    pub smallest: Box<[u8]>,
+    /// The largest user key, which the table has.
+    pub largest: Box<[u8]>,
+    /// The smallest seqno.
+    pub seqno_min: SeqNo,
+    /// The largest seqno.
+    pub seqno_max: SeqNo,
+    /// Bytes of keys and values as the user wrote them.
+    pub raw_bytes: u64,
+}
 
-impl BlockCache {
-    pub(crate) fn new(_: usize) -> BlockCache {
-        BlockCache
+impl TableFacts {
+    /// Appends number and length as varints, then the properties.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.number.0);
+        put_varint(out, self.bytes);
+        self.encode_properties(out);
     }
-}
 
-type Row = (Vec<u8>, SeqNo, EntryKind, Vec<u8>);
+    /// Reads what [`TableFacts::encode`] wrote.
+    pub fn decode(decoder: &mut Decoder<'_>) -> Decoded<TableFacts> {
+        let number = FileNumber(decoder.varint()?);
+        let bytes = decoder.varint()?;
+        TableFacts::decode_properties(decoder, number, bytes)
+    }
 
-pub(crate) struct TableBuilder {
-    file: Arc<dyn File>,
-    out: Vec<u8>,
-    facts: TableFacts,
-    last: Vec<u8>,
-}
+    /// Appends what the file itself records: everything but its name and length.
+    pub fn encode_properties(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.id.0.to_le_bytes());
+        let numbers = [self.entries, self.tombstones, self.operands];
+        let sizes = [self.seqno_min.0, self.seqno_max.0, self.raw_bytes];
+        for number in numbers.into_iter().chain(sizes) {
+            put_varint(out, number);
+        }
+        put_bytes(out, &self.smallest);
+        put_bytes(out, &self.largest);
+    }
 
-impl TableBuilder {
-    pub(crate) fn create(
-        fs: &dyn Fs,
-        dir: &Path,
+    /// Reads what [`TableFacts::encode_properties`] wrote.
+    pub fn decode_properties(
+        decoder: &mut Decoder<'_>,
         number: FileNumber,
-        config: &TableConfig,
-    ) -> Result<TableBuilder> {
-        let _ = (config.block_bytes, config.lz4, config.filter);
-        let path = FileKind::Table.path(dir, number);
-        let file = fs.create(&path).map_err(|e| Error::io("create", &path, e))?;
+        bytes: u64,
+    ) -> Decoded<TableFacts> {
         let facts = TableFacts {
             number,
-            id: FileId(fs.random_id()),
-            bytes: 0,
-            entries: 0,
-            tombstones: 0,
-            operands: 0,
-            smallest: Box::default(),
-            largest: Box::default(),
-            seqno_min: SeqNo::MAX,
-            seqno_max: SeqNo::ZERO,
-            raw_bytes: 0,
+            bytes,
+            id: FileId(decoder.u128()?),
+            entries: decoder.varint()?,
+            tombstones: decoder.varint()?,
+            operands: decoder.varint()?,
+            seqno_min: SeqNo(decoder.varint()?),
+            seqno_max: SeqNo(decoder.varint()?),
+            raw_bytes: decoder.varint()?,
+            smallest: decode_key(decoder)?,
+            largest: decode_key(decoder)?,
         };
-        Ok(TableBuilder { file, out: Vec::new(), facts, last: Vec::new() })
+        facts.check()?;
+        Ok(facts)
     }
 
-    pub(crate) fn add(
-        &mut self,
-        key: &[u8],
-        seqno: SeqNo,
-        kind: EntryKind,
-        value: &[u8],
-    ) -> Result<()> {
-        let facts = &mut self.facts;
-        if facts.entries == 0 {
-            facts.smallest = key.into();
+    /// Facts that no table can have are damage.
+    fn check(&self) -> Decoded<()> {
+        if self.smallest > self.largest {
+            return Err(DecodeError("a smallest key above the largest"));
         }
-        self.last.clear();
-        self.last.extend_from_slice(key);
-        facts.entries += 1;
-        facts.tombstones += u64::from(kind == EntryKind::Delete);
-        facts.operands += u64::from(kind == EntryKind::Merge);
-        facts.seqno_min = facts.seqno_min.min(seqno);
-        facts.seqno_max = facts.seqno_max.max(seqno);
-        facts.raw_bytes += (key.len() + value.len()) as u64;
-        for part in [key, value] {
-            self.out.extend_from_slice(&(part.len() as u32).to_le_bytes());
-            self.out.extend_from_slice(part);
+        if self.seqno_min > self.seqno_max || self.seqno_max > SeqNo::MAX {
+            return Err(DecodeError("seqnos out of order or over 56 bits"));
         }
-        self.out.extend_from_slice(&(seqno.0 << 8 | kind as u64).to_le_bytes());
-        Ok(())
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.out.len() as u64
-    }
-
-    pub(crate) fn entries(&self) -> u64 {
-        self.facts.entries
-    }
-
-    pub(crate) fn finish(mut self) -> Result<TableFacts> {
-        let io = |e| Error::io("write", "table", e);
-        self.file.write_at(0, &self.out).map_err(io)?;
-        self.file.sync().map_err(io)?;
-        self.facts.bytes = self.out.len() as u64;
-        self.facts.largest = self.last.into();
-        Ok(self.facts)
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Table {
-    facts: TableFacts,
-    rows: Vec<Row>,
-}
-
-impl Table {
-    pub(crate) fn open(
-        fs: &dyn Fs,
-        dir: &Path,
-        facts: TableFacts,
-        _: ReadMode,
-        _: &Arc<BlockCache>,
-    ) -> Result<Arc<Table>> {
-        let path = FileKind::Table.path(dir, facts.number);
-        let io = |e| Error::io("open", &path, e);
-        let bytes = fs.open(&path).and_then(|file| file.map()).map_err(io)?;
-        let mut rest = &bytes[..];
-        let mut rows = Vec::new();
-        let mut take = |n: usize| {
-            let (a, b) = rest.split_at(n);
-            rest = b;
-            a.to_vec()
-        };
-        for _ in 0..facts.entries {
-            let n = u32::from_le_bytes(take(4).try_into().unwrap()) as usize;
-            let key = take(n);
-            let n = u32::from_le_bytes(take(4).try_into().unwrap()) as usize;
-            let value = take(n);
-            let word = u64::from_le_bytes(take(8).try_into().unwrap());
-            rows.push((key, SeqNo(word >> 8), EntryKind::from_u8(word as u8).unwrap(), value));
+        let known = self.tombstones.checked_add(self.operands);
+        if self.entries == 0 || known.is_none_or(|known| known > self.entries) {
+            return Err(DecodeError("fewer entries than tombstones and operands"));
         }
-        Ok(Arc::new(Table { facts, rows }))
-    }
-
-    pub(crate) fn facts(&self) -> &TableFacts {
-        &self.facts
-    }
-
-    pub(crate) fn prefetch_filter(&self, _: u64) {}
-
-    pub(crate) fn may_contain(&self, hash: u64) -> bool {
-        self.rows.iter().any(|row| crate::key::hash(&row.0) == hash)
-    }
-
-    pub(crate) fn visit<F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>>(
-        &self,
-        key: &[u8],
-        snapshot: SeqNo,
-        f: &mut F,
-    ) -> Result<ControlFlow<()>> {
-        for row in self.rows.iter().filter(|row| row.0 == key && row.1 <= snapshot) {
-            if f(row.1, row.2, ValueRef { bytes: &row.3, owner: None }).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
-    }
-
-    pub(crate) fn cursor(self: &Arc<Self>) -> TableCursor {
-        TableCursor { table: Arc::clone(self), at: usize::MAX }
-    }
-
-    pub(crate) fn compaction_cursor(self: &Arc<Self>) -> TableCursor {
-        self.cursor()
+        Ok(())
     }
 }
 
-pub(crate) struct TableCursor {
-    table: Arc<Table>,
-    at: usize,
-}
-
-impl TableCursor {
-    fn row(&self) -> &Row {
-        &self.table.rows[self.at]
+fn decode_key(decoder: &mut Decoder<'_>) -> Decoded<Box<[u8]>> {
+    let key = decoder.bytes()?;
+    if key.len() > KEY_BYTES_MAX {
+        return Err(DecodeError("a key over 64 KiB"));
     }
-
-    fn lower(&self, key: &[u8], seqno: SeqNo) -> usize {
-        self.table
-            .rows
-            .partition_point(|row| crate::key::compare(&row.0, row.1, key, seqno).is_lt())
-    }
-}
-
-impl Cursor for TableCursor {
-    fn valid(&self) -> bool {
-        self.at < self.table.rows.len()
-    }
-    fn seek_to_first(&mut self) -> Result<()> {
-        self.at = 0;
-        Ok(())
-    }
-    fn seek_to_last(&mut self) -> Result<()> {
-        self.at = self.table.rows.len().wrapping_sub(1);
-        Ok(())
-    }
-    fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
-        self.at = self.lower(key, seqno);
-        Ok(())
-    }
-    fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
-        self.at = self.lower(key, seqno).wrapping_sub(1);
-        Ok(())
-    }
-    fn next(&mut self) -> Result<()> {
-        self.at += 1;
-        Ok(())
-    }
-    fn prev(&mut self) -> Result<()> {
-        self.at = self.at.wrapping_sub(1);
-        Ok(())
-    }
-    fn key(&self) -> &[u8] {
-        &self.row().0
-    }
-    fn seqno(&self) -> SeqNo {
-        self.row().1
-    }
-    fn kind(&self) -> EntryKind {
-        self.row().2
-    }
-    fn value(&self) -> ValueRef<'_> {
-        ValueRef { bytes: &self.row().3, owner: None }
-    }
+    Ok(key.into())
 }

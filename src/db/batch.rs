@@ -1,0 +1,210 @@
+//! Batches: several operations, on several keyspaces, that become visible and durable together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::batch::BatchBuilder;
+use crate::db::Handle;
+use crate::db::keyspace::Keyspace;
+use crate::error::{Error, Result};
+use crate::operator::Operand;
+use crate::options::Durability;
+use crate::tree::Tree;
+use crate::write::pressure::Patience;
+use crate::write::ring::Place;
+use crate::write::ticket::Ticket;
+
+/// Operations that are committed together: after a crash all of them are there or none, and no
+/// reader ever sees a part of them.
+///
+/// Operations apply in the order they were added. One that is at fault (a key too large, a
+/// keyspace of another database) is reported by the commit, and nothing is committed then.
+#[must_use = "a batch does nothing until it is committed"]
+pub struct Batch {
+    handle: Arc<Handle>,
+    builder: BatchBuilder,
+    /// The keyspaces with operations, each once.
+    trees: SmallVec<[Arc<Tree>; 2]>,
+    /// Bytes of keys and values.
+    user_bytes: u64,
+    /// The first operation that is at fault.
+    fault: Option<Error>,
+}
+
+impl Batch {
+    pub(crate) fn new(handle: Arc<Handle>) -> Batch {
+        let (builder, trees) = (BatchBuilder::new(), SmallVec::new());
+        Batch { handle, builder, trees, user_bytes: 0, fault: None }
+    }
+
+    /// Sets the value of a key.
+    pub fn put(
+        &mut self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> &mut Batch {
+        let (key, value) = (key.as_ref(), value.as_ref());
+        if self.admit(keyspace, key, value) {
+            self.builder.put(keyspace.tree.id, key, value);
+        }
+        self
+    }
+
+    /// Removes a key.
+    pub fn delete(&mut self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> &mut Batch {
+        let key = key.as_ref();
+        if self.admit(keyspace, key, &[]) {
+            self.builder.delete(keyspace.tree.id, key);
+        }
+        self
+    }
+
+    /// Adds an operand to a key.
+    pub fn merge<'a>(
+        &mut self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+        operand: impl Into<Operand<'a>>,
+    ) -> &mut Batch {
+        let (key, operand) = (key.as_ref(), operand.into());
+        let operand = operand.as_bytes();
+        if let Err(error) = keyspace.tree.check_operand(operand) {
+            self.fault.get_or_insert(error);
+        } else if self.admit(keyspace, key, operand) {
+            self.builder.merge(keyspace.tree.id, key, operand);
+        }
+        self
+    }
+
+    /// Notes the keyspace of an operation, or its fault.
+    fn admit(&mut self, keyspace: &Keyspace, key: &[u8], value: &[u8]) -> bool {
+        if self.fault.is_some() {
+            return false;
+        }
+        if !Arc::ptr_eq(&self.handle, &keyspace.handle) {
+            let what = format!("keyspace {:?} is of another database", keyspace.name());
+            self.fault = Some(Error::invalid(what));
+            return false;
+        }
+        if let Err(error) = self.handle.engine.check_sizes(key, value) {
+            self.fault = Some(error);
+            return false;
+        }
+        if !self.trees.iter().any(|tree| tree.id == keyspace.tree.id) {
+            self.trees.push(keyspace.tree.clone());
+        }
+        self.user_bytes += (key.len() + value.len()) as u64;
+        true
+    }
+
+    /// How many operations it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.builder.len()
+    }
+
+    /// True if it has no operations.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.builder.is_empty()
+    }
+
+    /// Takes all operations out, and keeps the memory for others.
+    pub fn clear(&mut self) {
+        self.builder.clear();
+        self.trees.clear();
+        self.user_bytes = 0;
+        self.fault = None;
+    }
+
+    /// Commits with the durability that the database was opened with. Empties the batch.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if an operation is at fault or the batch is too large for the memory
+    /// budget; `Degraded` or `NoSpace` while the disk fails; `Closed` if a keyspace was dropped.
+    pub fn commit(&mut self) -> Result<()> {
+        let durability = self.handle.engine.options.durability;
+        self.commit_as(durability, Patience::Wait)
+    }
+
+    /// Commits with this durability. Empties the batch.
+    ///
+    /// # Errors
+    /// As [`Batch::commit`].
+    pub fn commit_with(&mut self, durability: Durability) -> Result<()> {
+        self.commit_as(durability, Patience::Wait)
+    }
+
+    /// [`Batch::commit`] that fails at once where it would have to wait for the disk to keep up;
+    /// the batch then still has its operations.
+    ///
+    /// # Errors
+    /// As [`Batch::commit`], and `Busy` with the time after which to try again.
+    pub fn try_commit(&mut self) -> Result<()> {
+        let durability = self.handle.engine.options.durability;
+        self.commit_as(durability, Patience::None)
+    }
+
+    /// [`Batch::commit`] that waits at most so long for the disk to keep up; the batch then still
+    /// has its operations.
+    ///
+    /// # Errors
+    /// As [`Batch::try_commit`].
+    pub fn commit_within(&mut self, wait: Duration) -> Result<()> {
+        let engine = &self.handle.engine;
+        let (durability, patience) = (engine.options.durability, engine.deadline(wait));
+        self.commit_as(durability, patience)
+    }
+
+    /// Commits without waiting, with the durability that the database was opened with. The ticket
+    /// tells when the commit is acknowledged. Empties the batch.
+    ///
+    /// # Errors
+    /// As [`Batch::commit`], for what is known at once.
+    pub fn commit_async(&mut self) -> Result<Ticket> {
+        self.commit_async_with(self.handle.engine.options.durability)
+    }
+
+    /// Commits without waiting, with this durability. Empties the batch.
+    ///
+    /// # Errors
+    /// As [`Batch::commit_async`].
+    pub fn commit_async_with(&mut self, durability: Durability) -> Result<Ticket> {
+        let Some(place) = self.submit(Patience::Wait)? else {
+            return Ok(Ticket::done(self.handle.engine.pipeline.clone()));
+        };
+        let engine = &self.handle.engine;
+        engine.charge(self.user_bytes, Patience::Wait);
+        self.clear();
+        Ok(Ticket::new(engine.pipeline.clone(), place, durability))
+    }
+
+    fn commit_as(&mut self, durability: Durability, patience: Patience) -> Result<()> {
+        let Some(place) = self.submit(patience)? else { return Ok(()) };
+        let user_bytes = self.user_bytes;
+        self.clear();
+        self.handle.engine.acknowledge(place, user_bytes, durability, patience)
+    }
+
+    /// Gives the batch its place in the order; `None` if it has no operations.
+    fn submit(&mut self, patience: Patience) -> Result<Option<Place>> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.duplicate());
+        }
+        if self.builder.is_empty() {
+            return Ok(None);
+        }
+        let trees: SmallVec<[&Tree; 2]> = self.trees.iter().map(|tree| &**tree).collect();
+        self.handle.engine.write_batch(&mut self.builder, &trees, patience).map(Some)
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Batch({} operations)", self.len())
+    }
+}

@@ -1,0 +1,148 @@
+//! The manifest in use: every change to the set of tables and keyspaces goes through here, one
+//! edit at a time, durable before anybody sees it.
+//!
+//! A file that an edit makes superfluous is removed only once a later manifest record is durable.
+//! A damaged last record, the one thing that recovery cuts without proof, therefore never leaves a
+//! database without its files.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::file::{FileKind, FileNumber, Lsn};
+use crate::fs::Fs;
+use crate::key::SeqNo;
+use crate::manifest::edit::Edit;
+use crate::manifest::state::State;
+use crate::manifest::writer::ManifestWriter;
+
+/// File numbers that are leased ahead with every edit.
+const FILES_AHEAD: u64 = 256;
+
+/// See the module's comment. Lock order: before the commit lock.
+pub(crate) struct Catalog {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    writer: ManifestWriter,
+    state: State,
+    number: FileNumber,
+    /// Size of the manifest right after it was begun.
+    snapshot_bytes: u64,
+    /// How much it may grow before it is begun anew.
+    growth_bytes_max: u64,
+    /// Records appended so far, over all manifests of this session.
+    record_count: u64,
+    /// Superfluous files, with the record count after which they were.
+    obsolete: Vec<(u64, PathBuf)>,
+}
+
+impl Catalog {
+    /// Begins a manifest that holds `state`.
+    ///
+    /// # Errors
+    /// From the file system: the database is then as it was before.
+    pub fn create(
+        fs: Arc<dyn Fs>,
+        dir: &Path,
+        number: FileNumber,
+        state: State,
+        growth_bytes_max: u64,
+    ) -> Result<Catalog> {
+        let writer = ManifestWriter::create(&fs, dir, number, &state)?;
+        let snapshot_bytes = writer.bytes();
+        Ok(Catalog {
+            fs,
+            dir: dir.to_path_buf(),
+            writer,
+            state,
+            number,
+            snapshot_bytes,
+            growth_bytes_max,
+            record_count: 1,
+            obsolete: Vec::new(),
+        })
+    }
+
+    /// What the manifest says.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Makes `edit` durable. `next_file` is the smallest file number that was not given out.
+    ///
+    /// # Errors
+    /// After one the edit is unknown until the database is opened again or a new manifest is
+    /// begun, and every later call fails.
+    pub fn append(&mut self, mut edit: Edit, next_file: FileNumber) -> Result<()> {
+        let ahead = FileNumber(next_file.0 + FILES_AHEAD);
+        edit.next_file = Some(ahead.max(self.state.next_file));
+        let mut state = self.state.clone();
+        state.apply(&edit).map_err(|why| {
+            Error::corruption(self.path(), self.writer.bytes(), "an edit that applies", why.to_string())
+        })?;
+        self.writer.append(&edit)?;
+        self.state = state;
+        self.record_count += 1;
+        Ok(())
+    }
+
+    /// True once the manifest has grown so much that it should be begun anew.
+    pub fn is_long(&self) -> bool {
+        self.writer.bytes() > self.snapshot_bytes + self.growth_bytes_max
+    }
+
+    /// Begins a new manifest with the present state; the old one becomes obsolete.
+    ///
+    /// # Errors
+    /// From the file system; the old manifest stays in use unless it had failed already.
+    pub fn rotate(&mut self, number: FileNumber) -> Result<()> {
+        let writer = ManifestWriter::create(&self.fs, &self.dir, number, &self.state)?;
+        self.snapshot_bytes = writer.bytes();
+        self.writer = writer;
+        let old = std::mem::replace(&mut self.number, number);
+        self.record_count += 1;
+        self.retire(FileKind::Manifest.path(&self.dir, old));
+        Ok(())
+    }
+
+    /// The file is not needed any more, as of the last record.
+    pub fn retire(&mut self, path: PathBuf) {
+        self.obsolete.push((self.record_count, path));
+    }
+
+    /// True if files wait for a later record before they are removed.
+    pub fn has_obsolete(&self) -> bool {
+        !self.obsolete.is_empty()
+    }
+
+    /// Takes the files that may be removed now.
+    pub fn take_removable(&mut self) -> Vec<PathBuf> {
+        let record_count = self.record_count;
+        let removable = |(at, _): &mut (u64, PathBuf)| *at < record_count;
+        self.obsolete.extract_if(.., removable).map(|(_, path)| path).collect()
+    }
+
+    /// File numbers below this one may be given out.
+    pub fn file_lease(&self) -> FileNumber {
+        self.state.next_file
+    }
+
+    /// Sequence numbers up to this one may be given out.
+    pub fn seqno_lease(&self) -> SeqNo {
+        self.state.seqno_lease
+    }
+
+    /// Where a replay would begin.
+    pub fn replay_from(&self) -> Lsn {
+        self.state.replay_from
+    }
+
+    pub fn path(&self) -> PathBuf {
+        FileKind::Manifest.path(&self.dir, self.number)
+    }
+
+    /// Number of the manifest in use.
+    pub fn number(&self) -> FileNumber {
+        self.number
+    }
+}

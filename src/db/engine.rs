@@ -1,0 +1,481 @@
+//! The engine: what all handles of an open database share.
+//!
+//! Lock order, outermost first: `work` is never held with another · catalog · commit · log files ·
+//! snapshots. Readers take none of them; writers take commit only.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::batch::{BatchBuilder, Operations, Payload};
+use crate::db::catalog::Catalog;
+use crate::db::worker::Work;
+use crate::error::{DegradedCause, Error, Result};
+use crate::file::{FileNumber, Lsn};
+use crate::fs::{Fs, Lock};
+use crate::key::{EntryKind, KEY_BYTES_MAX, SeqNo, VALUE_BYTES_MAX};
+use crate::manifest::edit::Edit;
+use crate::memtable::{ArenaPool, Memtable};
+use crate::options::{Durability, Limits, Options};
+use crate::read::get::get_with;
+use crate::runtime::{Mutex, MutexGuard, Runtime};
+use crate::slice::Slice;
+use crate::snapshots::Snapshots;
+use crate::table::BlockCache;
+use crate::tree::{Tree, View};
+use crate::write::commit::{Memtables, Pipeline, Supplies};
+use crate::write::pressure::{Measures, Patience, Pressure};
+use crate::write::ring::Place;
+
+/// Every so many bytes of log the pressure is measured anew.
+const MEASURE_BYTES: u64 = 256 << 10;
+/// Every so many bytes of log the pages ahead are made present.
+const TOUCH_BYTES: u64 = 1 << 20;
+/// Sequence numbers that are leased at a time.
+const SEQNOS_AHEAD: u64 = 1 << 28;
+/// A single-operation buffer that has grown larger than this is not kept.
+const BUFFER_BYTES_MAX: usize = 1 << 20;
+
+/// See the module's comment.
+pub(crate) struct Engine {
+    pub fs: Arc<dyn Fs>,
+    pub dir: PathBuf,
+    pub runtime: Runtime,
+    pub options: Options,
+    pub limits: Limits,
+    pub pipeline: Arc<Pipeline>,
+    pub snapshots: Snapshots,
+    pub pressure: Pressure,
+    pub catalog: Mutex<Catalog>,
+    /// The keyspaces that are not dropped. Replaced under the catalog lock.
+    pub trees: ArcSwap<Vec<Arc<Tree>>>,
+    pub cache: Arc<BlockCache>,
+    pub pool: Arc<ArenaPool>,
+    pub work: Work,
+    next_file: AtomicU64,
+    file_lease: AtomicU64,
+    next_run: AtomicU64,
+    pub totals: Totals,
+    /// One batch above a megabyte at a time.
+    oversized: Mutex<()>,
+    /// Held until the database is closed.
+    pub lock: Mutex<Option<Box<dyn Lock>>>,
+}
+
+/// Bytes moved since the database was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub user_bytes: AtomicU64,
+    pub log_bytes: AtomicU64,
+    pub flush_bytes: AtomicU64,
+    pub flush_count: AtomicU64,
+    pub compaction_read_bytes: AtomicU64,
+    pub compaction_written_bytes: AtomicU64,
+    pub compaction_count: AtomicU64,
+    /// Busy nanoseconds of the background threads.
+    pub busy_ns: AtomicU64,
+}
+
+/// What [`Engine::new`] is made of, as recovery leaves it.
+pub(crate) struct Parts {
+    pub fs: Arc<dyn Fs>,
+    pub dir: PathBuf,
+    pub runtime: Runtime,
+    pub options: Options,
+    pub pipeline: Pipeline,
+    pub catalog: Catalog,
+    pub trees: Vec<Arc<Tree>>,
+    pub cache: Arc<BlockCache>,
+    pub pool: Arc<ArenaPool>,
+    pub next_file: FileNumber,
+    pub next_run: u64,
+    pub lock: Box<dyn Lock>,
+}
+
+thread_local! {
+    /// Where single operations are encoded.
+    static BUILDER: RefCell<BatchBuilder> = RefCell::new(BatchBuilder::new());
+}
+
+impl Engine {
+    pub fn new(parts: Parts) -> Engine {
+        let file_lease = parts.catalog.file_lease();
+        Engine {
+            fs: parts.fs,
+            dir: parts.dir,
+            limits: parts.options.limits(),
+            options: parts.options,
+            pipeline: Arc::new(parts.pipeline),
+            snapshots: Snapshots::default(),
+            pressure: Pressure::new(parts.runtime.clone()),
+            runtime: parts.runtime,
+            catalog: Mutex::new(parts.catalog),
+            trees: ArcSwap::from_pointee(parts.trees),
+            cache: parts.cache,
+            pool: parts.pool,
+            work: Work::default(),
+            next_file: AtomicU64::new(parts.next_file.0),
+            file_lease: AtomicU64::new(file_lease.0),
+            next_run: AtomicU64::new(parts.next_run),
+            totals: Totals::default(),
+            oversized: Mutex::new(()),
+            lock: Mutex::new(Some(parts.lock)),
+        }
+    }
+
+    // Reads.
+
+    /// A number and a view that belong together: everything up to the number is in the view.
+    ///
+    /// The view is loaded first. Had it been the number, a flush could have folded away versions
+    /// that the number still sees; if the view was replaced meanwhile, a commit that the number
+    /// sees could be in a memtable that the old view lacks. So: view, number, view again.
+    #[inline]
+    pub fn pin(&self, tree: &Tree) -> (Arc<View>, SeqNo) {
+        loop {
+            let view = tree.view_arc();
+            let visible = self.pipeline.ring.visible();
+            if Arc::ptr_eq(&view, &tree.view()) {
+                return (view, visible);
+            }
+        }
+    }
+
+    /// Reads the newest value of a key, in place.
+    #[inline]
+    pub fn get_with<R>(
+        &self,
+        tree: &Tree,
+        key: &[u8],
+        found: impl FnOnce(crate::cursor::ValueRef<'_>) -> R,
+    ) -> Result<Option<R>> {
+        tree.check_live()?;
+        loop {
+            let view = tree.view();
+            let visible = self.pipeline.ring.visible();
+            if Arc::ptr_eq(&view, &tree.view()) {
+                return get_with(tree, &view, key, visible, found);
+            }
+        }
+    }
+
+    /// Reads the newest value of a key.
+    #[inline]
+    pub fn get(&self, tree: &Tree, key: &[u8]) -> Result<Option<Slice>> {
+        self.get_with(tree, key, |value| value.to_slice())
+    }
+
+    // Writes.
+
+    /// Commits one operation and waits until it has `durability`.
+    #[inline]
+    pub fn write_one(
+        &self,
+        tree: &Tree,
+        kind: EntryKind,
+        key: &[u8],
+        value: &[u8],
+        patience: Patience,
+    ) -> Result<()> {
+        self.check_sizes(key, value)?;
+        let user_bytes = (key.len() + value.len()) as u64;
+        let place = BUILDER.with_borrow_mut(|builder| {
+            builder.clear();
+            match kind {
+                EntryKind::Put => builder.put(tree.id, key, value),
+                EntryKind::Merge => builder.merge(tree.id, key, value),
+                EntryKind::Delete => builder.delete(tree.id, key),
+            }
+            let insert = |seqno, memtables: &Memtables, _: &[u8]| {
+                memtables[0].insert(key, seqno, kind, value);
+                self.note_full(tree, &memtables[0]);
+            };
+            let place = self.submit(builder.finish(), &[tree], patience, insert);
+            if builder.bytes() > BUFFER_BYTES_MAX {
+                builder.clear();
+                builder.shrink_to(BUFFER_BYTES_MAX);
+            }
+            place
+        })?;
+        self.acknowledge(place, user_bytes, self.options.durability, patience)
+    }
+
+    /// Takes an encoded batch into the log and the memtables of `trees`, which it names all.
+    pub fn write_batch(
+        &self,
+        builder: &mut BatchBuilder,
+        trees: &[&Tree],
+        patience: Patience,
+    ) -> Result<Place> {
+        let bytes = builder.bytes();
+        let bytes_max = self.limits.memtables_bytes_max / 2;
+        if bytes > bytes_max {
+            return Err(Error::invalid(format!(
+                "a batch of {bytes} bytes is over the limit of {bytes_max} that follows from the \
+                 memory budget: split it or open the database with more memory"
+            )));
+        }
+        let _one_at_a_time = (bytes > 1 << 20).then(|| self.oversized.lock());
+        let insert = |first: SeqNo, memtables: &Memtables, payload: &[u8]| {
+            let operations = Operations::new(payload).expect("encoded by ourselves");
+            for (index, operation) in operations.enumerate() {
+                let operation = operation.expect("encoded by ourselves");
+                let at = trees.iter().position(|tree| tree.id == operation.keyspace);
+                let memtable = &memtables[at.expect("every keyspace of a batch is named")];
+                let seqno = SeqNo(first.0 + index as u64);
+                memtable.insert(operation.key, seqno, operation.kind, operation.value);
+            }
+            for (tree, memtable) in trees.iter().zip(memtables) {
+                self.note_full(tree, memtable);
+            }
+        };
+        self.submit(builder.finish(), trees, patience, insert)
+    }
+
+    fn submit(
+        &self,
+        payload: Payload<'_>,
+        trees: &[&Tree],
+        patience: Patience,
+        insert: impl FnOnce(SeqNo, &Memtables, &[u8]),
+    ) -> Result<Place> {
+        self.pressure.admit(patience)?;
+        let record_bytes = payload.region().len() as u64;
+        let place = self.pipeline.submit(self, payload, trees, insert)?;
+        let before = place.end_lsn.0 - record_bytes;
+        if before / MEASURE_BYTES != place.end_lsn.0 / MEASURE_BYTES {
+            self.measure_pressure();
+        }
+        if before / TOUCH_BYTES != place.end_lsn.0 / TOUCH_BYTES {
+            self.work.wake_log_thread();
+        }
+        self.totals.log_bytes.fetch_add(record_bytes, Ordering::Relaxed);
+        Ok(place)
+    }
+
+    /// Waits until the commit is published, durable if asked for, and paid for.
+    #[inline]
+    pub fn acknowledge(
+        &self,
+        place: Place,
+        user_bytes: u64,
+        durability: Durability,
+        patience: Patience,
+    ) -> Result<()> {
+        self.pipeline.wait_published(place)?;
+        if durability == Durability::Disk {
+            self.pipeline.wait_durable(place.end_lsn)?;
+        }
+        self.charge(user_bytes, patience);
+        Ok(())
+    }
+
+    /// Counts what a user wrote, and has it paid for.
+    #[inline]
+    pub fn charge(&self, user_bytes: u64, patience: Patience) {
+        self.totals.user_bytes.fetch_add(user_bytes, Ordering::Relaxed);
+        self.pressure.pay(user_bytes, patience);
+    }
+
+    /// # Errors
+    /// `InvalidArgument` if key or value is over its limit or over the memory budget.
+    #[inline]
+    pub fn check_sizes(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        let value_bytes_max = VALUE_BYTES_MAX.min(self.limits.memtables_bytes_max / 2);
+        if key.len() <= KEY_BYTES_MAX && value.len() <= value_bytes_max {
+            return Ok(());
+        }
+        Err(too_large(key.len(), value.len(), value_bytes_max))
+    }
+
+    /// Freezes the memtable if it has reached its size.
+    #[inline]
+    fn note_full(&self, tree: &Tree, memtable: &Arc<Memtable>) {
+        if memtable.bytes() >= self.limits.memtable_bytes {
+            self.freeze(tree, Some(memtable));
+        }
+    }
+
+    /// Freezes the active memtable of a keyspace, if it has entries and, with `only`, is that one.
+    #[cold]
+    pub fn freeze(&self, tree: &Tree, only: Option<&Arc<Memtable>>) -> bool {
+        let fresh = Arc::new(Memtable::new(&self.pool));
+        let frozen = self.pipeline.lock().freeze(tree, fresh, only);
+        if frozen {
+            self.measure_pressure();
+            self.work.wake();
+        }
+        frozen
+    }
+
+    // Pressure.
+
+    /// Bytes of all memtables, active and frozen, of all keyspaces.
+    pub fn memtables_bytes(&self) -> usize {
+        let bytes = |tree: &Arc<Tree>| {
+            let view = tree.view();
+            let frozen: usize = view.frozen.iter().map(|frozen| frozen.memtable.bytes()).sum();
+            view.active.bytes() + frozen
+        };
+        self.trees.load().iter().map(bytes).sum()
+    }
+
+    /// Measures pressure and sees to it that no keyspace holds memory or log for too long.
+    pub fn measure_pressure(&self) {
+        let trees = self.trees.load();
+        let limits = &self.limits;
+        let logs_bytes = self.pipeline.logs.live_bytes();
+        let memtables_bytes = self.memtables_bytes();
+        let level0_runs = |tree: &Arc<Tree>| tree.view().version.level0().len();
+        let debt = |tree: &Arc<Tree>| tree.debt_bytes.load(Ordering::Relaxed);
+        let stored: u64 = trees.iter().map(|tree| tree.table_bytes()).sum();
+        self.pressure.update(&Measures {
+            memtables_bytes,
+            memtable_bytes: limits.memtable_bytes,
+            memtables_bytes_max: limits.memtables_bytes_max,
+            level0_runs: trees.iter().map(level0_runs).max().unwrap_or(0),
+            level0_runs_trigger: limits.level0_runs,
+            level0_runs_max: limits.level0_runs_max,
+            debt_bytes: trees.iter().map(debt).sum(),
+            debt_bytes_max: (64 * limits.memtable_bytes as u64).max(stored / 2),
+            logs_bytes,
+            logs_bytes_max: limits.logs_bytes_max,
+            free_bytes: self.work.free_bytes(),
+            reserve_bytes: limits.reserve_bytes,
+        });
+        let actives: usize = trees.iter().map(|tree| tree.view().active.bytes()).sum();
+        if trees.len() > 1 && actives >= limits.memtable_bytes {
+            let largest = trees.iter().max_by_key(|tree| tree.view().active.bytes());
+            self.freeze_quietly(largest);
+        }
+        if logs_bytes > limits.logs_bytes_max / 4 {
+            let state = self.pipeline.lock();
+            let pins = |tree: &&Arc<Tree>| state.active_from(tree).unwrap_or(Lsn(u64::MAX));
+            let oldest = trees.iter().min_by_key(pins);
+            drop(state);
+            self.freeze_quietly(oldest);
+        }
+    }
+
+    /// [`Engine::freeze`] without measuring the pressure again.
+    fn freeze_quietly(&self, tree: Option<&Arc<Tree>>) {
+        let Some(tree) = tree else { return };
+        let fresh = Arc::new(Memtable::new(&self.pool));
+        if self.pipeline.lock().freeze(tree, fresh, None) {
+            self.work.wake();
+        }
+    }
+
+    // Files and edits.
+
+    /// A number for a new file.
+    pub fn next_file_number(&self) -> FileNumber {
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        if number >= self.file_lease.load(Ordering::Relaxed) {
+            // Within a job that makes very many files. If the lease cannot be extended the
+            // manifest has failed, and nothing that this job makes will be installed.
+            let _ = self.append_edit(&mut self.catalog.lock(), Edit::default());
+        }
+        FileNumber(number)
+    }
+
+    /// The smallest file number that was not given out.
+    pub fn next_file(&self) -> FileNumber {
+        FileNumber(self.next_file.load(Ordering::Relaxed))
+    }
+
+    /// A number for a new run of level 0; larger ones are newer.
+    pub fn next_run(&self) -> u64 {
+        self.next_run.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Makes an edit durable; a failure opens the breaker.
+    pub fn append_edit(&self, catalog: &mut MutexGuard<'_, Catalog>, edit: Edit) -> Result<()> {
+        let appended = self.append_to(catalog, edit);
+        appended.inspect_err(|error| self.fail(DegradedCause::Manifest, error))
+    }
+
+    fn append_to(&self, catalog: &mut MutexGuard<'_, Catalog>, edit: Edit) -> Result<()> {
+        catalog.append(edit, self.next_file())?;
+        if catalog.is_long() {
+            let number = FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
+            catalog.rotate(number)?;
+        }
+        self.file_lease.store(catalog.file_lease().0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Opens the breaker after `error`.
+    pub fn fail(&self, cause: DegradedCause, error: &Error) {
+        let cause = match error.kind() {
+            crate::error::ErrorKind::NoSpace if cause == DegradedCause::Table => {
+                DegradedCause::NoSpace
+            }
+            crate::error::ErrorKind::Corruption { .. } => DegradedCause::Corruption,
+            _ => cause,
+        };
+        self.pipeline.breaker.open(cause, error);
+        self.pressure.release();
+        self.work.wake();
+    }
+
+    /// Seqnos leased at a time: few with tiny limits, so that tests extend the lease.
+    pub fn seqnos_ahead(limits: &Limits) -> u64 {
+        if limits.memtable_bytes < 1 << 16 { 64 } else { SEQNOS_AHEAD }
+    }
+
+    /// Waits until everything that is published now survives power loss.
+    pub fn sync(&self) -> Result<()> {
+        self.pipeline.breaker.check()?;
+        self.pipeline.wait_durable(self.pipeline.ring.copied())
+    }
+
+    /// The keyspace of this name.
+    pub fn tree(&self, name: &str) -> Option<Arc<Tree>> {
+        self.trees.load().iter().find(|tree| tree.name == name).cloned()
+    }
+
+    /// Time on the runtime's clock that is `wait` from now.
+    pub fn deadline(&self, wait: Duration) -> Patience {
+        Patience::Until(self.runtime.now() + wait)
+    }
+}
+
+#[cold]
+fn too_large(key_bytes: usize, value_bytes: usize, value_bytes_max: usize) -> Error {
+    if key_bytes > KEY_BYTES_MAX {
+        return Error::invalid(format!("a key of {key_bytes} bytes; {KEY_BYTES_MAX} is the most"));
+    }
+    Error::invalid(format!(
+        "a value of {value_bytes} bytes; {value_bytes_max} is the most with this memory budget"
+    ))
+}
+
+impl Supplies for Engine {
+    fn create_spare(&self, record_bytes: u64) -> Result<()> {
+        self.prepare_spare(record_bytes)
+    }
+
+    fn extend_lease(&self, past: SeqNo) -> Result<()> {
+        let mut catalog = self.catalog.lock();
+        if catalog.seqno_lease() < past {
+            let lease = SeqNo(past.0 + Engine::seqnos_ahead(&self.limits));
+            let edit = Edit { seqno_lease: Some(lease), ..Edit::default() };
+            self.append_edit(&mut catalog, edit)?;
+        }
+        let lease = catalog.seqno_lease();
+        let mut state = self.pipeline.lock();
+        if lease > state.lease_end() {
+            state.set_lease_end(lease);
+        }
+        Ok(())
+    }
+
+    fn log_rotated(&self) {
+        self.work.wake_log_thread();
+    }
+}

@@ -1,0 +1,260 @@
+//! The jobs of the background threads: flush, compaction, removal of files; each ends with one
+//! edit of the manifest and a new view.
+//!
+//! The order of syncs in a flush, and what each protects from:
+//!
+//! 1. the tables, then their directory: before an edit names them;
+//! 2. the log through the last flushed record, if any record before it is in no table: or the
+//!    flushed commit would survive power loss and an earlier one of another keyspace would not;
+//! 3. the edit, with `flushed_upto` and the position from which to replay;
+//! 4. then, and only then, the view;
+//! 5. logs and inputs are removed once a later record of the manifest is durable.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::compaction::picker::Plan;
+use crate::compaction::run::{Output, write_tables};
+use crate::compaction::survive::Survivors;
+use crate::cursor::merge::MergeCursor;
+use crate::db::engine::Engine;
+use crate::error::{Error, Result};
+use crate::file::{FileKind, Lsn};
+use crate::flush::flush;
+use crate::fs;
+use crate::key::SeqNo;
+use crate::manifest::edit::{Edit, TableAdded, TableRemoved};
+use crate::options::Compression;
+use crate::table::{Table, TableConfig, TableFacts};
+use crate::tree::{Frozen, Tree, View};
+use crate::version::{Added, LEVEL_LAST, Version};
+
+impl Engine {
+    /// Writes all frozen memtables of a keyspace as one run of level 0.
+    pub fn flush_frozen(&self, tree: &Arc<Tree>) -> Result<()> {
+        let view = tree.view_arc();
+        let Some(newest) = view.frozen.first() else { return Ok(()) };
+        // Their last commits may still be inserting.
+        if !self.pipeline.ring.wait_visible(newest.last_seqno) {
+            return Err(self.pipeline.breaker.error());
+        }
+        let config = self.table_config(0);
+        let base = view.version.base_level();
+        let output = self.output(&config, view.version.fences(base));
+        let memtables = view.frozen.iter().map(|frozen| &frozen.memtable);
+        let facts = flush(memtables, self.snapshots.boundaries(), tree.operator(), &output)?;
+        let written: u64 = facts.iter().map(|facts| facts.bytes).sum();
+        self.totals.flush_bytes.fetch_add(written, Ordering::Relaxed);
+        self.totals.flush_count.fetch_add(1, Ordering::Relaxed);
+        tree.traffic[0].written_bytes.fetch_add(written, Ordering::Relaxed);
+        self.sync_tables(&facts)?;
+        self.install_flush(tree, &view.frozen, facts)
+    }
+
+    fn install_flush(
+        &self,
+        tree: &Arc<Tree>,
+        frozen: &[Arc<Frozen>],
+        facts: Vec<TableFacts>,
+    ) -> Result<()> {
+        let newest = frozen.first().expect("something was flushed");
+        let upto = newest.last_seqno;
+        if self.needed_from(Some((tree, upto))) < newest.end_lsn {
+            self.pipeline.wait_durable(newest.end_lsn)?;
+        }
+        let added = self.open_tables(0, self.next_run(), facts)?;
+        let mut catalog = self.catalog.lock();
+        if tree.check_live().is_err() {
+            // Dropped meanwhile: the tables belong to nothing.
+            for (_, _, table) in added {
+                catalog.retire(FileKind::Table.path(&self.dir, table.facts().number));
+            }
+            self.pipeline.lock().forget_frozen(tree, upto);
+            return Ok(());
+        }
+        let replay_from = self.needed_from(Some((tree, upto)));
+        let edit = Edit {
+            tables_added: added.iter().map(|added| table_added(tree, added)).collect(),
+            flushed_upto: vec![(tree.id, upto)],
+            replay_from: Some(replay_from),
+            ..Edit::default()
+        };
+        self.append_edit(&mut catalog, edit)?;
+        {
+            let _commit = self.pipeline.lock();
+            let view = tree.view_arc();
+            let version = self.apply(&view.version, added, &[])?;
+            let frozen =
+                view.frozen.iter().filter(|frozen| frozen.last_seqno > upto).cloned().collect();
+            tree.replace_view(View { active: view.active.clone(), frozen, version });
+        }
+        self.pipeline.syncer.covered(replay_from);
+        for number in self.pipeline.logs.forget_before(replay_from) {
+            catalog.retire(FileKind::Log.path(&self.dir, number));
+        }
+        drop(catalog);
+        self.note_version(tree);
+        self.remove_obsolete();
+        let user_bytes = frozen.iter().map(|frozen| frozen.memtable.bytes() as u64).sum();
+        self.note_sustained(user_bytes);
+        Ok(())
+    }
+
+    /// Where a replay must begin if the keyspace and number of `flushed` are in tables.
+    fn needed_from(&self, flushed: Option<(&Arc<Tree>, SeqNo)>) -> Lsn {
+        let trees = self.trees.load();
+        let state = self.pipeline.lock();
+        let needed = trees.iter().filter_map(|tree| {
+            let upto = flushed.filter(|(flushed, _)| flushed.id == tree.id).map(|(_, upto)| upto);
+            state.needed_from(tree, upto.unwrap_or(SeqNo::ZERO))
+        });
+        needed.min().unwrap_or(state.lsn())
+    }
+
+    /// Runs a compaction that was planned.
+    pub fn compact(&self, tree: &Arc<Tree>, plan: &Plan) -> Result<()> {
+        let facts = if plan.trivial_move {
+            plan.inputs.iter().map(|(_, table)| table.facts().clone()).collect()
+        } else {
+            self.rewrite(tree, plan)?
+        };
+        let mut catalog = self.catalog.lock();
+        if tree.check_live().is_err() {
+            if !plan.trivial_move {
+                for facts in &facts {
+                    catalog.retire(FileKind::Table.path(&self.dir, facts.number));
+                }
+            }
+            return Ok(());
+        }
+        let added: Vec<Added<Table>> = if plan.trivial_move {
+            plan.inputs.iter().map(|(_, table)| (plan.to_level, 0, table.clone())).collect()
+        } else {
+            self.open_tables(plan.to_level, 0, facts)?
+        };
+        let removed: Vec<_> =
+            plan.inputs.iter().map(|(level, table)| (*level, table.facts().number)).collect();
+        let edit = Edit {
+            tables_added: added.iter().map(|added| table_added(tree, added)).collect(),
+            tables_removed: removed
+                .iter()
+                .map(|(level, number)| TableRemoved {
+                    keyspace: tree.id,
+                    level: *level,
+                    number: *number,
+                })
+                .collect(),
+            ..Edit::default()
+        };
+        self.append_edit(&mut catalog, edit)?;
+        {
+            let _commit = self.pipeline.lock();
+            let view = tree.view_arc();
+            let version = self.apply(&view.version, added, &removed)?;
+            let (active, frozen) = (view.active.clone(), view.frozen.clone());
+            tree.replace_view(View { active, frozen, version });
+        }
+        if !plan.trivial_move {
+            for (_, number) in removed {
+                catalog.retire(FileKind::Table.path(&self.dir, number));
+            }
+        }
+        drop(catalog);
+        self.note_version(tree);
+        self.remove_obsolete();
+        Ok(())
+    }
+
+    /// Merges the inputs of a compaction into new tables.
+    fn rewrite(&self, tree: &Tree, plan: &Plan) -> Result<Vec<TableFacts>> {
+        let config = self.table_config(plan.to_level);
+        let output = self.output(&config, plan.grandparents.clone());
+        let merged = MergeCursor::new(plan.cursors());
+        let boundaries = self.snapshots.boundaries();
+        let mut survivors =
+            Survivors::new(merged, boundaries, plan.below.clone(), tree.operator())?;
+        let facts = write_tables(&mut survivors, &output)?;
+        self.sync_tables(&facts)?;
+        let read: u64 = plan.inputs.iter().map(|(_, table)| table.facts().bytes).sum();
+        let written: u64 = facts.iter().map(|facts| facts.bytes).sum();
+        self.totals.compaction_read_bytes.fetch_add(read, Ordering::Relaxed);
+        self.totals.compaction_written_bytes.fetch_add(written, Ordering::Relaxed);
+        self.totals.compaction_count.fetch_add(1, Ordering::Relaxed);
+        let traffic = &tree.traffic[usize::from(plan.to_level)];
+        traffic.read_bytes.fetch_add(read, Ordering::Relaxed);
+        traffic.written_bytes.fetch_add(written, Ordering::Relaxed);
+        Ok(facts)
+    }
+
+    /// Removes superfluous files, after a record that makes the one that retired them not the
+    /// last.
+    pub fn clean(&self) -> Result<()> {
+        let mut catalog = self.catalog.lock();
+        if catalog.has_obsolete() {
+            self.append_edit(&mut catalog, Edit::default())?;
+        }
+        drop(catalog);
+        self.remove_obsolete();
+        Ok(())
+    }
+
+    /// Removes the files that may be. One that cannot be removed is an orphan for the next open.
+    pub fn remove_obsolete(&self) {
+        let removable = self.catalog.lock().take_removable();
+        for path in removable {
+            let _ = self.fs.remove(&path);
+        }
+    }
+
+    fn table_config(&self, level: u8) -> TableConfig {
+        let lz4 = match self.options.compression {
+            Compression::None => false,
+            Compression::Lz4 => level + 1 >= LEVEL_LAST,
+        };
+        TableConfig { block_bytes: self.limits.block_bytes, lz4, filter: self.options.filter }
+    }
+
+    /// Makes the names of new tables durable.
+    fn sync_tables(&self, facts: &[TableFacts]) -> Result<()> {
+        if facts.is_empty() {
+            return Ok(());
+        }
+        let _site = fs::site("table.sync_dir");
+        self.fs.sync_dir(&self.dir).map_err(|e| Error::io("sync", &self.dir, e))
+    }
+
+    fn open_tables(&self, level: u8, run: u64, facts: Vec<TableFacts>) -> Result<Vec<Added<Table>>> {
+        let open = |facts| {
+            let mode = self.options.read_mode;
+            Ok((level, run, Table::open(&*self.fs, &self.dir, facts, mode, &self.cache)?))
+        };
+        facts.into_iter().map(open).collect()
+    }
+
+    fn apply(
+        &self,
+        version: &Version,
+        added: Vec<Added<Table>>,
+        removed: &[(u8, crate::file::FileNumber)],
+    ) -> Result<Arc<Version>> {
+        let applied = version.apply(added, removed);
+        applied.map(Arc::new).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))
+    }
+
+    fn note_version(&self, tree: &Tree) {
+        let debt = crate::compaction::picker::debt_bytes(&tree.view().version, &self.limits);
+        tree.debt_bytes.store(debt, Ordering::Relaxed);
+    }
+
+    /// What the background threads sustain: user bytes flushed since the last call, by their busy
+    /// time.
+    fn note_sustained(&self, user_bytes: u64) {
+        let busy = self.totals.busy_ns.swap(0, Ordering::Relaxed);
+        let threads = self.options.threads.max(1) as u64;
+        self.pressure.sustained(user_bytes, std::time::Duration::from_nanos(busy / threads));
+    }
+}
+
+fn table_added(tree: &Tree, (level, run, table): &Added<Table>) -> TableAdded {
+    TableAdded { keyspace: tree.id, level: *level, run: *run, facts: table.facts().clone() }
+}

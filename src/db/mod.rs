@@ -1,0 +1,350 @@
+//! The database: handles that users hold.
+//!
+//! - `mod`: [`Db`], opening and closing.
+//! - `keyspace`: [`Keyspace`], the verbs of one keyspace.
+//! - `batch`: [`Batch`], atomic commits.
+//! - `snapshot`: [`Snapshot`], reads as of one moment.
+//! - `stats`: [`Stats`].
+//! - `engine`: what the handles share. `open`: from a directory to an engine. `catalog`: the
+//!   manifest in use. `worker`: the background threads. `jobs`: what they do.
+
+pub(crate) mod batch;
+pub(crate) mod catalog;
+pub(crate) mod engine;
+pub(crate) mod jobs;
+pub(crate) mod keyspace;
+pub(crate) mod open;
+pub(crate) mod snapshot;
+pub(crate) mod stats;
+pub(crate) mod worker;
+
+use std::fmt;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::db::batch::Batch;
+use crate::db::engine::Engine;
+use crate::db::keyspace::{Keyspace, KeyspaceOptions};
+use crate::db::open::DEFAULT_KEYSPACE;
+use crate::db::snapshot::Snapshot;
+use crate::db::stats::Stats;
+use crate::error::{DegradedCause, Error, Result};
+use crate::fs::Fs;
+use crate::fs::real::RealFs;
+use crate::manifest::edit::Edit;
+use crate::options::{Compression, Durability, Filter, Options, ReadMode};
+use crate::runtime::{Mutex, Runtime, Task};
+use crate::write::breaker::BreakerState;
+
+/// An open database. Cheap to clone; all clones are the same database.
+///
+/// It dereferences to its default [`Keyspace`], so the verbs of a keyspace work on it, and `&db`
+/// can be given where a `&Keyspace` is wanted.
+///
+/// Dropping the last handle syncs the logs and stops the background threads; [`Db::close`] also
+/// flushes, which makes the next open fast.
+#[derive(Clone)]
+pub struct Db {
+    default: Keyspace,
+}
+
+/// What all handles of a database keep alive.
+pub(crate) struct Handle {
+    pub engine: Arc<Engine>,
+    tasks: Mutex<Vec<Task>>,
+}
+
+impl Db {
+    /// Opens the database in the directory `path`, and creates it if there is none.
+    ///
+    /// # Errors
+    /// `Locked` if it is open elsewhere; `Corruption` if what is found there is not what was
+    /// written; `Unsupported` if a newer version wrote it; `InvalidArgument` if the directory
+    /// holds something else.
+    pub fn open(path: impl AsRef<Path>) -> Result<Db> {
+        Db::open_with(path, Options::default())
+    }
+
+    /// Opens a database with choices of your own: `Db::builder("data").memory(1 << 30).open()?`.
+    #[must_use]
+    pub fn builder(path: impl AsRef<Path>) -> DbBuilder {
+        DbBuilder { path: path.as_ref().to_path_buf(), options: Options::default() }
+    }
+
+    /// Opens a database with these options.
+    ///
+    /// # Errors
+    /// As [`Db::open`].
+    pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Db> {
+        Db::open_inner(RealFs::shared(), Runtime::threads(), path.as_ref(), options)
+    }
+
+    /// Opens a database on a file system and a runtime of the caller's: for tests.
+    ///
+    /// # Errors
+    /// As [`Db::open`].
+    #[cfg(any(test, feature = "testing"))]
+    pub fn open_on(
+        fs: Arc<dyn Fs>,
+        runtime: Runtime,
+        path: impl AsRef<Path>,
+        options: Options,
+    ) -> Result<Db> {
+        Db::open_inner(fs, runtime, path.as_ref(), options)
+    }
+
+    fn open_inner(fs: Arc<dyn Fs>, runtime: Runtime, dir: &Path, options: Options) -> Result<Db> {
+        let engine = open::open(fs, runtime, dir, options)
+            .map_err(|error| error.context(format!("open {}", dir.display())))?;
+        let tasks =
+            engine.spawn().map_err(|error| Error::io("start threads for", dir, error))?;
+        let tree = engine.tree(DEFAULT_KEYSPACE).expect("every database has it");
+        engine.measure_pressure();
+        let handle = Arc::new(Handle { engine, tasks: Mutex::new(tasks) });
+        Ok(Db { default: Keyspace::new(handle, tree) })
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.default.handle.engine
+    }
+
+    /// Opens the keyspace `name`, and creates it if there is none.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the name is empty, longer than 255 bytes or has control characters,
+    /// or if the keyspace exists with a merge operator of another name.
+    pub fn keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace> {
+        let tree = self.engine().open_keyspace(name, options)?;
+        Ok(Keyspace::new(self.default.handle.clone(), tree))
+    }
+
+    /// Names of all keyspaces, sorted. `default` is always there.
+    #[must_use]
+    pub fn keyspace_names(&self) -> Vec<String> {
+        let trees = self.engine().trees.load();
+        let mut names: Vec<_> = trees.iter().map(|tree| tree.name.clone()).collect();
+        names.sort();
+        names
+    }
+
+    /// Drops the keyspace `name` with everything in it, at once. Handles to it fail from then on
+    /// with `Closed`; writes that race it get the same.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there is none of this name, or for `default`.
+    pub fn drop_keyspace(&self, name: &str) -> Result<()> {
+        self.engine().drop_keyspace(name)
+    }
+
+    /// An empty batch.
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.default.handle.clone())
+    }
+
+    /// The database as it is now, for reading. Cheap: a number that pins no memory.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self)
+    }
+
+    /// How the database is doing. `Display` is for people.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats::of(self.engine())
+    }
+
+    /// Writes the memtables of all keyspaces as tables, and waits until they are.
+    ///
+    /// # Errors
+    /// `Degraded` or `NoSpace` if the disk fails; nothing is lost then.
+    pub fn flush(&self) -> Result<()> {
+        self.engine().flush_all()
+    }
+
+    /// Waits until no flush, compaction or removal of files is due. Does not flush what is in
+    /// memory; see [`Db::flush`].
+    ///
+    /// # Errors
+    /// `Degraded` or `NoSpace` if the disk fails.
+    pub fn settle(&self) -> Result<()> {
+        self.engine().settle()
+    }
+
+    /// Makes every commit so far survive power loss.
+    ///
+    /// # Errors
+    /// `Degraded` if a sync fails: see [`Db::breaker`].
+    pub fn sync(&self) -> Result<()> {
+        self.engine().sync()
+    }
+
+    /// Whether writes are taken, and if not, why not.
+    #[must_use]
+    pub fn breaker(&self) -> (BreakerState, Option<DegradedCause>) {
+        self.engine().pipeline.breaker.state()
+    }
+
+    /// Flushes everything, marks the database as closed cleanly, and lets go of it. Every other
+    /// handle fails from then on with `Closed`.
+    ///
+    /// # Errors
+    /// If the disk fails; everything acknowledged is still there at the next open.
+    pub fn close(self) -> Result<()> {
+        self.default.handle.close()
+    }
+}
+
+impl Deref for Db {
+    type Target = Keyspace;
+
+    fn deref(&self) -> &Keyspace {
+        &self.default
+    }
+}
+
+impl fmt::Debug for Db {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Db({})", self.engine().dir.display())
+    }
+}
+
+impl Handle {
+    fn close(&self) -> Result<()> {
+        let engine = &self.engine;
+        {
+            let mut commit = engine.pipeline.lock();
+            if commit.is_closed() {
+                return Ok(());
+            }
+            commit.close();
+        }
+        let flushed = engine.flush_all();
+        self.stop();
+        flushed?;
+        engine.end_cleanly()
+    }
+
+    /// Stops the background threads.
+    fn stop(&self) {
+        let engine = &self.engine;
+        engine.work.stop();
+        engine.pressure.stop();
+        engine.pipeline.syncer.stop();
+        for tree in engine.trees.load().iter() {
+            tree.mark_closed();
+        }
+        for task in std::mem::take(&mut *self.tasks.lock()) {
+            task.join();
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let pipeline = &self.engine.pipeline;
+        let closed = {
+            let mut commit = pipeline.lock();
+            let closed = commit.is_closed();
+            commit.close();
+            closed
+        };
+        if !closed && pipeline.breaker.check().is_ok() {
+            // Nobody is left to hear of an error; what was promised is promised by the log.
+            let _ = pipeline.wait_durable(pipeline.ring.copied());
+        }
+        self.stop();
+    }
+}
+
+impl Engine {
+    /// Marks the database as closed cleanly: there is no log to replay.
+    fn end_cleanly(&self) -> Result<()> {
+        let mut catalog = self.catalog.lock();
+        let (lsn, next_seqno) = {
+            let commit = self.pipeline.lock();
+            (commit.lsn(), commit.next_seqno())
+        };
+        let clean_close = Some(crate::key::SeqNo(next_seqno.0 - 1));
+        let edit = Edit { replay_from: Some(lsn), clean_close, ..Edit::default() };
+        self.append_edit(&mut catalog, edit)?;
+        drop(catalog);
+        self.remove_obsolete();
+        *self.lock.lock() = None;
+        Ok(())
+    }
+}
+
+/// Collects choices and opens a database. See [`Options`] for what they mean.
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens until open()"]
+pub struct DbBuilder {
+    path: PathBuf,
+    options: Options,
+}
+
+impl DbBuilder {
+    /// Bytes that memtables, caches, filters and queued commits may take together.
+    pub fn memory(mut self, bytes: usize) -> DbBuilder {
+        self.options.memory = bytes;
+        self
+    }
+
+    /// Background threads for flush and compaction.
+    pub fn threads(mut self, threads: usize) -> DbBuilder {
+        self.options.threads = threads;
+        self
+    }
+
+    /// The level of the verbs that name none.
+    pub fn durability(mut self, durability: Durability) -> DbBuilder {
+        self.options.durability = durability;
+        self
+    }
+
+    /// Sync the log at least this often.
+    pub fn sync_interval(mut self, interval: Option<Duration>) -> DbBuilder {
+        self.options.sync_interval = interval;
+        self
+    }
+
+    /// How blocks are compressed.
+    pub fn compression(mut self, compression: Compression) -> DbBuilder {
+        self.options.compression = compression;
+        self
+    }
+
+    /// Which filter tables carry.
+    pub fn filter(mut self, filter: Filter) -> DbBuilder {
+        self.options.filter = filter;
+        self
+    }
+
+    /// How tables are read.
+    pub fn read_mode(mut self, mode: ReadMode) -> DbBuilder {
+        self.options.read_mode = mode;
+        self
+    }
+
+    /// Bytes after which a table is closed and the next begun.
+    pub fn table_bytes(mut self, bytes: usize) -> DbBuilder {
+        self.options.table_bytes = bytes;
+        self
+    }
+
+    /// Whether to create the database if there is none.
+    pub fn create(mut self, create: bool) -> DbBuilder {
+        self.options.create = create;
+        self
+    }
+
+    /// Opens the database.
+    ///
+    /// # Errors
+    /// As [`Db::open`].
+    pub fn open(self) -> Result<Db> {
+        Db::open_with(self.path, self.options)
+    }
+}

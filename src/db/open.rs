@@ -1,0 +1,457 @@
+//! Opening a database: what the directory holds becomes an engine.
+//!
+//! 1. Look before touching: a directory with other files than ours is refused.
+//! 2. Take the lock.
+//! 3. Load the manifest; open the tables that it names.
+//! 4. Replay the log from where the manifest says, skipping by sequence number what is in tables;
+//!    the memtables become tables of level 0 as they fill, and at the end.
+//! 5. Begin a log at a position beyond every log found, and a new manifest that names the new
+//!    tables and that position. Its CURRENT is the one atomic step: a crash before it leaves
+//!    everything as it was, and one after it finds a database without a log to replay. So the cut
+//!    of a torn log is durable before the first new write.
+//! 6. One more record, so that the manifest's first is not its last; then remove what is
+//!    superfluous.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::batch::Operations;
+use crate::compaction::picker::flush_cuts;
+use crate::compaction::run::Output;
+use crate::db::catalog::Catalog;
+use crate::db::engine::{Engine, Parts};
+use crate::db::jobs::table_config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::{self, FileHeader, FileKind, FileNumber, LOCK, Lsn, TEMPORARY_ENDING};
+use crate::flush::flush;
+use crate::fs::{Fs, Lock};
+use crate::key::{KeyspaceId, SeqNo};
+use crate::manifest::edit::{Edit, KeyspaceFacts, TableAdded};
+use crate::manifest::reader::load;
+use crate::manifest::state::{KeyspaceState, State};
+use crate::memtable::{ArenaPool, Memtable};
+use crate::operator::{MergeOperator, built_in};
+use crate::options::{Limits, Options};
+use crate::record::RecordKind;
+use crate::record::chain::{LogChain, LogFile, Mode, Outcome, Replay};
+use crate::record::reader::Record;
+use crate::runtime::Runtime;
+use crate::table::{BlockCache, Table, TableFacts};
+use crate::tree::{Tree, View};
+use crate::version::{Added, Version};
+use crate::write::commit::Pipeline;
+use crate::write::log::Logs;
+
+/// Name of the keyspace that every database has.
+pub(crate) const DEFAULT_KEYSPACE: &str = "default";
+const DEFAULT_ID: KeyspaceId = KeyspaceId(0);
+
+/// Opens or creates the database in `dir`.
+pub(crate) fn open(
+    fs: Arc<dyn Fs>,
+    runtime: Runtime,
+    dir: &Path,
+    options: Options,
+) -> Result<Arc<Engine>> {
+    if options.memory < 1 << 20 {
+        return Err(Error::invalid("the memory budget must be at least 1 MiB"));
+    }
+    look(&*fs, dir, options.create)?;
+    fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+    let lock = take_lock(&*fs, dir)?;
+    let loaded = load(&fs, dir)?;
+    if loaded.is_none() && !options.create {
+        return Err(no_database(dir));
+    }
+    let mut state = match loaded {
+        Some(loaded) => loaded.state,
+        None => fresh_state()?,
+    };
+    let limits = options.limits();
+    let chunk_bytes = (limits.memtable_bytes / 16).clamp(4 << 10, 1 << 20);
+    let pool = ArenaPool::new(chunk_bytes, limits.memtables_bytes_max);
+    let mut recovery = Recovery::new(fs, dir, options, limits, pool, &state)?;
+    recovery.replay(&state)?;
+    let next_seqno = recovery.next_seqno(&state);
+    let first_lsn = recovery.first_free_lsn(state.replay_from());
+    let lease = SeqNo(next_seqno.0 + Engine::seqnos_ahead(&recovery.limits));
+    recovery.edit.replay_from = Some(first_lsn);
+    recovery.edit.seqno_lease = Some(lease);
+    recovery.finish(&mut state, runtime, lock, next_seqno, first_lsn)
+}
+
+/// What `dir` holds, before anything is created there.
+fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
+    let names = match fs.list(dir) {
+        Ok(names) => names,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && create => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_database(dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            let what = format!("{} is a file; a database is a directory", dir.display());
+            return Err(Error::invalid(what));
+        }
+        Err(error) => return Err(Error::io("list", dir, error)),
+    };
+    let ours = |name: &String| {
+        name == file::CURRENT
+            || name == LOCK
+            || name.ends_with(TEMPORARY_ENDING)
+            || name == "lost+found"
+            || file::parse_name(name).is_some()
+    };
+    let has_current = names.iter().any(|name| name == file::CURRENT);
+    match names.iter().find(|name| !ours(name)) {
+        Some(foreign) if !has_current => Err(Error::invalid(format!(
+            "{} is not a database of esker: it has a file {foreign:?}; choose an empty directory",
+            dir.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+#[cold]
+fn no_database(dir: &Path) -> Error {
+    Error::new(ErrorKind::InvalidArgument)
+        .context(format!("there is no database in {}", dir.display()))
+}
+
+fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
+    let path = dir.join(LOCK);
+    fs.lock(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            Error::new(ErrorKind::Locked).context(dir.display().to_string())
+        }
+        _ => Error::io("lock", &path, error),
+    })
+}
+
+/// The state of a database that is being created: one keyspace.
+fn fresh_state() -> Result<State> {
+    let mut state = State::default();
+    let facts =
+        KeyspaceFacts { id: DEFAULT_ID, name: DEFAULT_KEYSPACE.to_string(), operator: None };
+    let edit = Edit {
+        keyspaces_created: vec![facts],
+        next_keyspace: Some(KeyspaceId(1)),
+        next_file: Some(FileNumber(1)),
+        ..Edit::default()
+    };
+    state.apply(&edit).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
+    Ok(state)
+}
+
+/// A database that is being opened.
+struct Recovery<'a> {
+    fs: Arc<dyn Fs>,
+    dir: &'a Path,
+    options: Options,
+    limits: Limits,
+    pool: Arc<ArenaPool>,
+    cache: Arc<BlockCache>,
+    names: Vec<String>,
+    next_file: AtomicU64,
+    keyspaces: BTreeMap<KeyspaceId, Recovered>,
+    /// What the new manifest says beyond the old one.
+    edit: Edit,
+    /// End of the last log file found.
+    logs_end: Lsn,
+    last_seqno: SeqNo,
+}
+
+/// A keyspace that is being recovered.
+struct Recovered {
+    facts: KeyspaceFacts,
+    flushed_upto: SeqNo,
+    operator: Option<Arc<dyn MergeOperator>>,
+    version: Version,
+    memtable: Arc<Memtable>,
+    next_run: u64,
+}
+
+impl<'a> Recovery<'a> {
+    fn new(
+        fs: Arc<dyn Fs>,
+        dir: &'a Path,
+        options: Options,
+        limits: Limits,
+        pool: Arc<ArenaPool>,
+        state: &State,
+    ) -> Result<Recovery<'a>> {
+        let names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
+        // A number that a lost edit gave out may be on a file that is still there.
+        let found = names.iter().filter_map(|name| file::parse_name(name));
+        let beyond = found.map(|(_, number)| number.0 + 1).max().unwrap_or(1);
+        let next_file = AtomicU64::new(state.next_file().0.max(beyond));
+        let cache = BlockCache::new(limits.cache_bytes);
+        let mut recovery = Recovery {
+            fs,
+            dir,
+            options,
+            limits,
+            pool,
+            cache,
+            names,
+            next_file,
+            keyspaces: BTreeMap::new(),
+            edit: Edit::default(),
+            logs_end: Lsn(0),
+            last_seqno: SeqNo::ZERO,
+        };
+        for keyspace in state.keyspaces() {
+            let recovered = recovery.open_keyspace(keyspace)?;
+            recovery.keyspaces.insert(keyspace.facts.id, recovered);
+        }
+        Ok(recovery)
+    }
+
+    fn open_keyspace(&self, keyspace: &KeyspaceState) -> Result<Recovered> {
+        let added = keyspace
+            .tables()
+            .map(|(level, run, facts)| self.open_table(level, run, facts.clone()))
+            .collect::<Result<Vec<Added<Table>>>>()?;
+        let runs = added.iter().map(|(_, run, _)| *run);
+        let next_run = runs.max().unwrap_or(0) + 1;
+        let version = Version::empty().apply(added, &[]).map_err(|why| {
+            let what = format!("tables of keyspace {:?} that form levels", keyspace.facts.name);
+            Error::corruption(self.dir.join(file::CURRENT), 0, what, why.to_string())
+        })?;
+        Ok(Recovered {
+            facts: keyspace.facts.clone(),
+            flushed_upto: keyspace.flushed_upto,
+            operator: keyspace.facts.operator.as_deref().and_then(built_in),
+            version,
+            memtable: Arc::new(Memtable::new(&self.pool)),
+            next_run,
+        })
+    }
+
+    fn open_table(&self, level: u8, run: u64, facts: TableFacts) -> Result<Added<Table>> {
+        let (number, bytes, mode) = (facts.number, facts.bytes, self.options.read_mode);
+        let opened = Table::open(&*self.fs, self.dir, facts, mode, &self.cache);
+        let table = opened.map_err(|error| match error.kind() {
+            ErrorKind::Io(io::ErrorKind::NotFound) => {
+                let path = FileKind::Table.path(self.dir, number);
+                let expected = format!("a table of {bytes} bytes that the manifest names");
+                Error::corruption(path, 0, expected, "no file")
+            }
+            _ => error,
+        })?;
+        Ok((level, run, table))
+    }
+
+    // Replay.
+
+    /// Replays the log into memtables and tables.
+    fn replay(&mut self, state: &State) -> Result<()> {
+        let files = self.read_logs()?;
+        for log in &files {
+            if let Ok(header) = FileHeader::decode(&log.bytes, FileKind::Log, &log.path) {
+                let end = Lsn(header.first_lsn.0 + log.bytes.len() as u64);
+                self.logs_end = self.logs_end.max(end);
+            }
+        }
+        let replay = Replay {
+            dir: self.dir.to_path_buf(),
+            from: state.replay_from(),
+            durable: Lsn(0),
+            boot_id: self.fs.boot_id(),
+            mode: Mode::Strict,
+        };
+        let mut chain = LogChain::new(files, replay)?;
+        while let Some(record) = chain.next()? {
+            if record.kind == RecordKind::Commit {
+                self.replay_commit(&record, state)?;
+            }
+            if self.memory_bytes() > self.limits.memtables_bytes_max / 2 {
+                self.flush_all()?;
+            }
+        }
+        let Outcome { end, .. } = chain.finish();
+        self.logs_end = self.logs_end.max(end);
+        self.flush_all()
+    }
+
+    fn read_logs(&self) -> Result<Vec<LogFile>> {
+        let mut files = Vec::new();
+        for name in &self.names {
+            let Some((FileKind::Log, number)) = file::parse_name(name) else { continue };
+            let path = self.dir.join(name);
+            let opened = self.fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
+            let bytes = opened.map().map_err(|e| Error::io("map", &path, e))?;
+            files.push(LogFile { path, number, bytes });
+        }
+        Ok(files)
+    }
+
+    fn replay_commit(&mut self, record: &Record<'_>, state: &State) -> Result<()> {
+        let path = FileKind::Log.path(self.dir, FileNumber(0));
+        let bad = |found: &str| {
+            let expected = format!("a commit at log position {}", record.lsn.0);
+            Error::corruption(path.with_file_name("log"), record.lsn.0, expected, found)
+        };
+        let operations = Operations::new(record.payload).map_err(|e| bad(e.0))?;
+        operations.count_checked().map_err(|e| bad(e.0))?;
+        let mut seqno = record.seqno;
+        for operation in operations {
+            let operation = operation.map_err(|e| bad(e.0))?;
+            match self.keyspaces.get_mut(&operation.keyspace) {
+                Some(keyspace) if seqno > keyspace.flushed_upto => {
+                    let memtable = &keyspace.memtable;
+                    memtable.insert(operation.key, seqno, operation.kind, operation.value);
+                }
+                // In tables already.
+                Some(_) => {}
+                // Dropped: ids are never used again.
+                None if operation.keyspace < state.next_keyspace() => {}
+                None => return Err(bad("an operation on a keyspace that never was")),
+            }
+            self.last_seqno = self.last_seqno.max(seqno);
+            seqno = SeqNo(seqno.0 + 1);
+        }
+        Ok(())
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.keyspaces.values().map(|keyspace| keyspace.memtable.bytes()).sum()
+    }
+
+    /// Makes tables of what the memtables hold.
+    fn flush_all(&mut self) -> Result<()> {
+        let mut keyspaces = std::mem::take(&mut self.keyspaces);
+        let flushed = keyspaces.values_mut().try_for_each(|keyspace| self.flush(keyspace));
+        self.keyspaces = keyspaces;
+        flushed
+    }
+
+    fn flush(&mut self, keyspace: &mut Recovered) -> Result<()> {
+        if keyspace.memtable.is_empty() {
+            return Ok(());
+        }
+        let config = table_config(&self.options, &self.limits, 0);
+        let next_number = || FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
+        let output = Output {
+            fs: &*self.fs,
+            dir: self.dir,
+            config: &config,
+            table_bytes: self.limits.table_bytes as u64,
+            next_number: &next_number,
+            cancelled: &|| false,
+            progress: &|_| {},
+        };
+        let cuts = flush_cuts(&keyspace.version, &self.limits);
+        let memtables = std::iter::once(&keyspace.memtable);
+        let facts = flush(memtables, Vec::new(), keyspace.operator.clone(), cuts, &output)?;
+        let run = keyspace.next_run;
+        keyspace.next_run += 1;
+        for facts in &facts {
+            let (keyspace, facts) = (keyspace.facts.id, facts.clone());
+            self.edit.tables_added.push(TableAdded { keyspace, level: 0, run, facts });
+        }
+        let added: Result<Vec<_>> =
+            facts.into_iter().map(|facts| self.open_table(0, run, facts)).collect();
+        let applied = keyspace.version.apply(added?, &[]);
+        keyspace.version =
+            applied.map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
+        keyspace.memtable = Arc::new(Memtable::new(&self.pool));
+        keyspace.flushed_upto = self.last_seqno;
+        Ok(())
+    }
+
+    // What follows.
+
+    /// The first number that no operation, lost ones included, ever had.
+    fn next_seqno(&self, state: &State) -> SeqNo {
+        let last = state.clean_close().unwrap_or(state.seqno_lease()).max(self.last_seqno);
+        SeqNo(last.0 + 1)
+    }
+
+    /// A position beyond every log that was found, so that none of them is ever read again.
+    fn first_free_lsn(&self, replay_from: Lsn) -> Lsn {
+        Lsn(self.logs_end.max(replay_from).0.next_multiple_of(8))
+    }
+
+    fn finish(
+        mut self,
+        state: &mut State,
+        runtime: Runtime,
+        lock: Box<dyn Lock>,
+        next_seqno: SeqNo,
+        first_lsn: Lsn,
+    ) -> Result<Arc<Engine>> {
+        if !self.edit.tables_added.is_empty() {
+            self.fs.sync_dir(self.dir).map_err(|e| Error::io("sync", self.dir, e))?;
+        }
+        let next_number = || FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
+        let (manifest_number, log_number) = (next_number(), next_number());
+        let next_file = FileNumber(self.next_file.load(Ordering::Relaxed));
+
+        // Everything that was replayed is in tables.
+        let replayed = SeqNo(next_seqno.0 - 1);
+        self.edit.flushed_upto = self.keyspaces.keys().map(|id| (*id, replayed)).collect();
+        self.edit.next_file = Some(next_file);
+        state.apply(&self.edit).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
+        let lease = state.seqno_lease();
+        let growth = self.limits.manifest_bytes;
+        let mut catalog =
+            Catalog::create(self.fs.clone(), self.dir, manifest_number, state.clone(), growth)?;
+        catalog.append(Edit::default(), next_file)?;
+        // The log comes after the manifest: a log without CURRENT is what a damaged database has.
+        let logs = Logs::new(self.fs.clone(), self.dir.to_path_buf(), self.limits.log_bytes);
+        let cursor = logs.begin(logs.create_spare(log_number, 0)?, first_lsn)?;
+
+        let pipeline = Pipeline::new(logs, cursor, next_seqno, lease);
+        let next_run = self.keyspaces.values().map(|keyspace| keyspace.next_run).max();
+        let trees = self.make_trees(&pipeline);
+        self.remove_superfluous(&catalog, &pipeline);
+        let engine = Engine::new(Parts {
+            fs: self.fs,
+            dir: self.dir.to_path_buf(),
+            runtime,
+            options: self.options,
+            pipeline,
+            catalog,
+            trees,
+            cache: self.cache,
+            pool: self.pool,
+            next_file,
+            next_run: next_run.unwrap_or(1),
+            lock,
+        });
+        Ok(Arc::new(engine))
+    }
+
+    fn make_trees(&mut self, pipeline: &Pipeline) -> Vec<Arc<Tree>> {
+        let mut commit = pipeline.lock();
+        let keyspaces = std::mem::take(&mut self.keyspaces);
+        let trees = keyspaces.into_values().map(|keyspace| {
+            let active = keyspace.memtable;
+            let slot = commit.add_slot(active.clone());
+            let version = Arc::new(keyspace.version);
+            let view = View { active, frozen: Vec::new(), version };
+            let KeyspaceFacts { id, name, operator } = keyspace.facts;
+            Arc::new(Tree::new(id, name, slot, operator, keyspace.operator, view))
+        });
+        trees.collect()
+    }
+
+    /// Removes what neither the manifest nor the log needs. What cannot be removed stays an
+    /// orphan until the next open.
+    fn remove_superfluous(&self, catalog: &Catalog, pipeline: &Pipeline) {
+        let logs: HashSet<FileNumber> = pipeline.logs.numbers().into_iter().collect();
+        for name in &self.names {
+            let superfluous = match file::parse_name(name) {
+                Some((FileKind::Log, number)) => !logs.contains(&number),
+                Some((FileKind::Table, number)) => !catalog.state().has_table(number),
+                Some((FileKind::Manifest, number)) => number != catalog.number(),
+                None => name.ends_with(TEMPORARY_ENDING),
+            };
+            if superfluous {
+                let path: PathBuf = self.dir.join(name);
+                let _ = self.fs.remove(&path);
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Snapshots: reads as of one moment, over all keyspaces.
+
+use std::fmt;
+use std::ops::{Deref, RangeBounds};
+use std::sync::Arc;
+
+use crate::db::keyspace::{Keyspace, multi_get};
+use crate::db::{Db, Handle};
+use crate::error::{Error, Result};
+use crate::key::SeqNo;
+use crate::read::get::get_with;
+use crate::read::scan::{Cursor, Iter, KeyRange};
+use crate::slice::Slice;
+use crate::tree::Tree;
+
+/// The database as it was when the snapshot was taken.
+///
+/// It dereferences to the [`KeyspaceSnapshot`] of the default keyspace. A snapshot is a number: it
+/// pins no memory, but compactions keep the versions that it sees until it is dropped.
+#[derive(Clone)]
+pub struct Snapshot {
+    default: KeyspaceSnapshot,
+}
+
+/// A keyspace as it was when a [`Snapshot`] was taken.
+#[derive(Clone)]
+pub struct KeyspaceSnapshot {
+    registered: Arc<Registered>,
+    tree: Arc<Tree>,
+}
+
+/// A registered number, released when the last handle to it is dropped.
+struct Registered {
+    handle: Arc<Handle>,
+    seqno: SeqNo,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.handle.engine.snapshots.release(self.seqno);
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn new(db: &Db) -> Snapshot {
+        let engine = db.engine();
+        let visible = || engine.pipeline.ring.visible();
+        let seqno = engine.snapshots.register(engine.runtime.now(), visible);
+        let registered = Arc::new(Registered { handle: db.handle.clone(), seqno });
+        Snapshot { default: KeyspaceSnapshot { registered, tree: db.tree.clone() } }
+    }
+
+    /// Another keyspace of the same database, as of the same moment.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is of another database.
+    pub fn keyspace(&self, keyspace: &Keyspace) -> Result<KeyspaceSnapshot> {
+        let registered = self.default.registered.clone();
+        if !Arc::ptr_eq(&registered.handle, &keyspace.handle) {
+            let what = format!("keyspace {:?} is of another database", keyspace.name());
+            return Err(Error::invalid(what));
+        }
+        Ok(KeyspaceSnapshot { registered, tree: keyspace.tree.clone() })
+    }
+}
+
+impl Deref for Snapshot {
+    type Target = KeyspaceSnapshot;
+
+    fn deref(&self) -> &KeyspaceSnapshot {
+        &self.default
+    }
+}
+
+impl KeyspaceSnapshot {
+    /// The value of a key. See [`Keyspace::get`].
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
+        self.tree.check_live()?;
+        let (tree, seqno) = (&self.tree, self.registered.seqno);
+        get_with(tree, &tree.view(), key.as_ref(), seqno, |value| value.to_slice())
+    }
+
+    /// Calls `f` with the value of a key, in place. See [`Keyspace::get_with`].
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn get_with<R>(
+        &self,
+        key: impl AsRef<[u8]>,
+        f: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>> {
+        self.tree.check_live()?;
+        let (tree, seqno) = (&self.tree, self.registered.seqno);
+        get_with(tree, &tree.view(), key.as_ref(), seqno, |value| f(value.bytes))
+    }
+
+    /// The values of several keys, in the order of `keys`.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
+        self.tree.check_live()?;
+        multi_get(&self.tree, &self.tree.view_arc(), self.registered.seqno, keys)
+    }
+
+    /// True if the key has a value.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        Ok(self.get_with(key, |_| ())?.is_some())
+    }
+
+    /// The keys of a range with their values, from both ends. See [`Keyspace::range`].
+    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Iter {
+        self.scan(KeyRange::new(range))
+    }
+
+    /// The keys that begin with `prefix` with their values, from both ends.
+    pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Iter {
+        self.scan(KeyRange::prefix(prefix.as_ref()))
+    }
+
+    /// All keys with their values, from both ends.
+    #[must_use]
+    pub fn iter(&self) -> Iter {
+        self.scan(KeyRange::all())
+    }
+
+    /// A cursor that lends keys and values.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        let view = self.tree.view_arc();
+        Cursor::new(self.tree.clone(), view, self.registered.seqno, &KeyRange::all())
+    }
+
+    fn scan(&self, range: KeyRange) -> Iter {
+        Iter::new(self.tree.clone(), self.tree.view_arc(), self.registered.seqno, range)
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Snapshot(#{})", self.default.registered.seqno.0)
+    }
+}
+
+impl fmt::Debug for KeyspaceSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyspaceSnapshot({:?} #{})", self.tree.name, self.registered.seqno.0)
+    }
+}

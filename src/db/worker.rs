@@ -1,0 +1,356 @@
+//! The background threads: which job comes next, and the loops that run them.
+//!
+//! - *workers* flush, compact, and remove files, in this order of urgency; one pool for all
+//!   keyspaces. A keyspace is flushed by one worker at a time; tables are in one compaction at a
+//!   time.
+//! - the *log thread* keeps a spare log ready and the pages ahead of the log's end present.
+//! - the *syncer* is [`crate::write::syncer`].
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::compaction::picker::{self, Plan};
+use crate::db::engine::Engine;
+use crate::error::{DegradedCause, ErrorKind, Result};
+use crate::file::{FileNumber, HEADER_BYTES};
+use crate::key::KeyspaceId;
+use crate::runtime::{Condvar, Mutex, Priority, Task};
+use crate::tree::Tree;
+
+/// How often a full disk is probed, and free space looked at.
+const PROBE: Duration = Duration::from_millis(200);
+/// Pages are made present so far ahead of the log's end.
+const TOUCH_AHEAD_BYTES: u64 = 4 << 20;
+
+/// What the background threads have to do and are doing.
+#[derive(Debug)]
+pub(crate) struct Work {
+    state: Mutex<State>,
+    /// There may be a job, or one ended.
+    changed: Condvar,
+    log_state: Mutex<LogState>,
+    log_changed: Condvar,
+    /// Free bytes of the file system, as last looked at.
+    free_bytes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stopped: bool,
+    running_jobs: usize,
+    flushing: HashSet<KeyspaceId>,
+    compacting: HashSet<FileNumber>,
+    /// Somebody waits until nothing is left to do, removal of files included.
+    settling: usize,
+}
+
+#[derive(Debug, Default)]
+struct LogState {
+    stopped: bool,
+    wanted: bool,
+}
+
+/// Something for a worker to do.
+pub(crate) enum Job {
+    Flush(Arc<Tree>),
+    Compact(Arc<Tree>, Plan),
+    /// Remove files that nothing needs any more; with a record before, if one is missing.
+    Clean,
+    /// See whether a full disk has space again.
+    Probe,
+}
+
+impl Default for Work {
+    fn default() -> Work {
+        Work {
+            state: Mutex::default(),
+            changed: Condvar::default(),
+            log_state: Mutex::default(),
+            log_changed: Condvar::default(),
+            free_bytes: AtomicU64::new(u64::MAX),
+        }
+    }
+}
+
+impl Work {
+    /// There may be a job.
+    pub fn wake(&self) {
+        // Under the lock, or a worker between its look and its wait would miss it.
+        let _state = self.state.lock();
+        self.changed.notify_all();
+    }
+
+    /// The log was rotated or has moved on.
+    pub fn wake_log_thread(&self) {
+        self.log_state.lock().wanted = true;
+        self.log_changed.notify_one();
+    }
+
+    /// Ends all loops. Jobs under way end first.
+    pub fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.changed.notify_all();
+        self.log_state.lock().stopped = true;
+        self.log_changed.notify_all();
+    }
+
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Engine {
+    /// Starts the background threads.
+    ///
+    /// # Errors
+    /// If the operating system has no more threads to give.
+    pub fn spawn(self: &Arc<Engine>) -> std::io::Result<Vec<Task>> {
+        let mut tasks = Vec::new();
+        for index in 0..self.options.threads.max(1) {
+            let engine = self.clone();
+            let name = format!("esker-work-{index}");
+            let run = move || engine.run_worker();
+            tasks.push(self.runtime.spawn(&name, Priority::Background, run)?);
+        }
+        let engine = self.clone();
+        tasks.push(self.runtime.spawn("esker-log", Priority::Normal, move || engine.run_log())?);
+        let (pipeline, interval) = (self.pipeline.clone(), self.options.sync_interval);
+        let run = move || pipeline.run_syncer(interval);
+        tasks.push(self.runtime.spawn("esker-sync", Priority::Normal, run)?);
+        Ok(tasks)
+    }
+
+    fn run_worker(&self) {
+        let mut state = self.work.state.lock();
+        while !state.stopped {
+            let Some(job) = self.find_job(&state) else {
+                self.work.changed.notify_all();
+                self.work.changed.wait_for(&mut state, PROBE);
+                continue;
+            };
+            claim(&mut state, &job, true);
+            drop(state);
+            let ran = self.run_job(&job);
+            state = self.work.state.lock();
+            claim(&mut state, &job, false);
+            self.work.changed.notify_all();
+            if ran.is_err() {
+                // Whatever it was opened the breaker, or another attempt would fail the same
+                // way: do not spin.
+                self.work.changed.wait_for(&mut state, PROBE);
+            }
+        }
+    }
+
+    /// The most urgent job that nobody does yet.
+    fn find_job(&self, state: &State) -> Option<Job> {
+        if let Err(error) = self.pipeline.breaker.check() {
+            let full = matches!(error.kind(), ErrorKind::NoSpace);
+            return (full && state.running_jobs == 0).then_some(Job::Probe);
+        }
+        let trees = self.trees.load();
+        let frozen_bytes = |tree: &&Arc<Tree>| -> usize {
+            tree.view().frozen.iter().map(|frozen| frozen.memtable.bytes()).sum()
+        };
+        let to_flush = trees
+            .iter()
+            .filter(|tree| !tree.view().frozen.is_empty() && !state.flushing.contains(&tree.id));
+        if let Some(tree) = to_flush.max_by_key(frozen_bytes) {
+            return Some(Job::Flush(tree.clone()));
+        }
+        let plan_for = |tree: &Arc<Tree>| {
+            let view = tree.view();
+            let plan = picker::pick(&view.version, &self.limits, &state.compacting)?;
+            Some((tree.clone(), plan))
+        };
+        let plans = trees.iter().filter_map(plan_for);
+        if let Some((tree, plan)) = plans.max_by(|a, b| a.1.score.total_cmp(&b.1.score)) {
+            return Some(Job::Compact(tree, plan));
+        }
+        // Without a settler, files wait for the next edit: a record of its own is an fsync.
+        let idle = state.running_jobs == 0;
+        (state.settling > 0 && idle && self.catalog.lock().has_obsolete()).then_some(Job::Clean)
+    }
+
+    fn run_job(&self, job: &Job) -> Result<()> {
+        let began = self.runtime.now();
+        let ran = match job {
+            Job::Flush(tree) => self.flush_frozen(tree),
+            Job::Compact(tree, plan) => self.compact(tree, plan),
+            Job::Clean => self.clean(),
+            Job::Probe => {
+                self.probe();
+                return Ok(());
+            }
+        };
+        let busy = self.runtime.now().saturating_sub(began);
+        self.totals.busy_ns.fetch_add(busy.as_nanos() as u64, Ordering::Relaxed);
+        self.look_at_free_space();
+        self.measure_pressure();
+        ran.inspect_err(|error| self.fail(DegradedCause::Table, error))
+    }
+
+    /// Waits until no flush, compaction or removal is due.
+    ///
+    /// # Errors
+    /// If the breaker opens meanwhile.
+    pub fn settle(&self) -> Result<()> {
+        let mut state = self.work.state.lock();
+        state.settling += 1;
+        self.work.changed.notify_all();
+        let outcome = loop {
+            let broken = self.pipeline.breaker.check();
+            if broken.is_err() || state.stopped {
+                break broken;
+            }
+            if state.running_jobs == 0 && self.find_job(&state).is_none() {
+                break Ok(());
+            }
+            self.work.changed.wait_for(&mut state, PROBE);
+        };
+        state.settling -= 1;
+        outcome
+    }
+
+    /// Runs `job` now, unless its tables are in a compaction: then waits for that one.
+    pub fn run_exclusively<T>(
+        &self,
+        mut claimable: impl FnMut(&HashSet<FileNumber>) -> Option<Job>,
+        run: impl FnOnce(&Job) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let mut state = self.work.state.lock();
+        let job = loop {
+            self.pipeline.breaker.check()?;
+            if state.stopped {
+                return Ok(None);
+            }
+            match claimable(&state.compacting) {
+                Some(job) => break job,
+                None if state.compacting.is_empty() => return Ok(None),
+                None => _ = self.work.changed.wait_for(&mut state, PROBE),
+            }
+        };
+        claim(&mut state, &job, true);
+        drop(state);
+        let ran = run(&job);
+        let mut state = self.work.state.lock();
+        claim(&mut state, &job, false);
+        self.work.changed.notify_all();
+        ran.map(Some)
+    }
+
+    /// Waits until no memtable of `tree` is frozen.
+    ///
+    /// # Errors
+    /// If the breaker opens meanwhile.
+    pub fn wait_flushed(&self, tree: &Tree) -> Result<()> {
+        let mut state = self.work.state.lock();
+        while !tree.view().frozen.is_empty() {
+            self.pipeline.breaker.check()?;
+            if state.stopped {
+                return Err(crate::write::commit::closed_error());
+            }
+            self.work.changed.wait_for(&mut state, PROBE);
+        }
+        Ok(())
+    }
+
+    fn look_at_free_space(&self) {
+        if let Ok(bytes) = self.fs.free_bytes(&self.dir) {
+            self.work.free_bytes.store(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes writes again if a full disk has space again.
+    fn probe(&self) {
+        self.look_at_free_space();
+        if self.work.free_bytes() > self.limits.reserve_bytes {
+            self.pipeline.breaker.close_if_no_space();
+            self.measure_pressure();
+        } else {
+            self.runtime.sleep(PROBE);
+        }
+    }
+
+    // The log thread.
+
+    fn run_log(&self) {
+        let mut touched = (FileNumber(0), 0);
+        loop {
+            if self.pipeline.breaker.check().is_ok() {
+                // An error has opened the breaker; writers meet it there.
+                let _ = self.prepare_spare(0);
+                self.touch_ahead(&mut touched);
+            }
+            let mut state = self.work.log_state.lock();
+            while !state.wanted && !state.stopped {
+                self.work.log_changed.wait(&mut state);
+            }
+            if state.stopped {
+                return;
+            }
+            state.wanted = false;
+        }
+    }
+
+    /// Sees to it that there is a spare log with room for a record of this size.
+    pub fn prepare_spare(&self, record_bytes: u64) -> Result<()> {
+        let logs = &self.pipeline.logs;
+        if logs.has_spare(record_bytes) {
+            return Ok(());
+        }
+        let spare = logs.create_spare(self.next_file_number(), record_bytes);
+        let spare = spare.inspect_err(|error| {
+            let full = matches!(error.kind(), ErrorKind::NoSpace);
+            let cause = if full { DegradedCause::NoSpace } else { DegradedCause::LogWrite };
+            self.fail(cause, error);
+        })?;
+        if let Some(replaced) = logs.offer_spare(spare) {
+            let path = crate::file::FileKind::Log.path(&self.dir, replaced.number);
+            self.catalog.lock().retire(path);
+        }
+        Ok(())
+    }
+
+    /// Makes the pages ahead of the log's end present, so that writers do not fault on them.
+    fn touch_ahead(&self, touched: &mut (FileNumber, u64)) {
+        let (file, lsn) = {
+            let state = self.pipeline.lock();
+            (state.cursor().file().clone(), state.lsn())
+        };
+        let offset = lsn.0 - file.first_lsn.0 + HEADER_BYTES as u64;
+        let from = if touched.0 == file.number { touched.1.max(offset) } else { offset };
+        let upto = (offset + TOUCH_AHEAD_BYTES).min(file.region.bytes());
+        if upto > from {
+            file.region.touch(from, upto - from);
+            *touched = (file.number, upto);
+        }
+    }
+}
+
+/// Claims what a job works on, or lets go of it.
+fn claim(state: &mut State, job: &Job, claimed: bool) {
+    if claimed {
+        state.running_jobs += 1;
+    } else {
+        state.running_jobs -= 1;
+    }
+    match job {
+        Job::Flush(tree) if claimed => _ = state.flushing.insert(tree.id),
+        Job::Flush(tree) => _ = state.flushing.remove(&tree.id),
+        Job::Compact(_, plan) => {
+            for (_, table) in &plan.inputs {
+                let number = table.facts().number;
+                let changed = if claimed {
+                    state.compacting.insert(number)
+                } else {
+                    state.compacting.remove(&number)
+                };
+                assert!(changed, "a table is in one compaction at a time");
+            }
+        }
+        Job::Clean | Job::Probe => {}
+    }
+}

@@ -1,0 +1,32 @@
+//! Flush: frozen memtables of one keyspace become a run of level 0.
+//!
+//! Nothing here touches the manifest or a view; the outcome is handed back. Several frozen
+//! memtables are merged into one run, oldest first in the order of their sequence numbers, and
+//! folded on the way: of versions that no snapshot tells apart only the newest is written.
+
+use std::sync::Arc;
+
+use crate::compaction::run::{Output, write_tables};
+use crate::compaction::survive::{Below, Survivors};
+use crate::cursor::merge::MergeCursor;
+use crate::error::Result;
+use crate::key::SeqNo;
+use crate::memtable::Memtable;
+use crate::operator::MergeOperator;
+use crate::table::TableFacts;
+
+/// Writes the entries of `memtables` that survive as tables, synced; their directory is not.
+///
+/// # Errors
+/// From the file system; the tables begun are removed then.
+pub(crate) fn flush<'a>(
+    memtables: impl Iterator<Item = &'a Arc<Memtable>>,
+    snapshots: Vec<SeqNo>,
+    operator: Option<Arc<dyn MergeOperator>>,
+    output: &Output<'_>,
+) -> Result<Vec<TableFacts>> {
+    let merged = MergeCursor::new(memtables.map(|memtable| memtable.cursor()).collect());
+    let below = Below::anything();
+    let mut survivors = Survivors::new(merged, snapshots, below, operator)?;
+    write_tables(&mut survivors, output)
+}

@@ -1,0 +1,446 @@
+//! The memory that entries live in: chunks, filled from the front, never moved, given back all at
+//! once; and the pool from which memtables take them and to which they return.
+//!
+//! An entry in a chunk, at a multiple of 8 bytes:
+//!
+//! ```text
+//! offset  bytes       field
+//! 0       8           kind << 56 | key length << 32 | value length   (a u64 of this machine)
+//! 8       key length  key
+//! ..      value len.  value
+//! ```
+//!
+//! The sequence number is in the slot that points here (see `leaf`), not in the entry. With
+//! 16-byte keys and 100-byte values an entry then fills two cache lines.
+//!
+//! Chunks are reused because the first touch of fresh pages costs 1.6 to 5 µs per 4 KiB, which is
+//! more than the entries written to them. A chunk of the pool's size is 2 MiB where the memory
+//! budget allows it. The first chunks of an arena are smaller, each four times the one before,
+//! and come from the allocator, so that a hundred nearly empty keyspaces cost little.
+
+#![expect(unsafe_code, reason = "entries lie in raw memory that lives as long as the arena")]
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::key::{EntryKind, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+
+/// Size of an arena's first chunk.
+const FIRST_CHUNK_BYTES: usize = 4 << 10;
+/// Chunks start at a cache line, or at a huge page if they are as large as one.
+const CHUNK_ALIGN: usize = 64;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Entries start at multiples of this.
+const ENTRY_ALIGN: usize = 8;
+const ENTRY_HEADER_BYTES: usize = 8;
+
+/// Chunks that no memtable uses at the moment, kept for the next one.
+#[derive(Debug)]
+pub(crate) struct ArenaPool {
+    chunk_bytes: usize,
+    /// At most so many chunks are kept; more go back to the allocator.
+    kept_max: usize,
+    free: Mutex<Vec<Memory>>,
+}
+
+impl ArenaPool {
+    /// A pool of chunks of `chunk_bytes` each that keeps at most `kept_bytes_max` of them.
+    ///
+    /// # Panics
+    /// If `chunk_bytes` is not in 4 KiB..=16 MiB.
+    pub fn new(chunk_bytes: usize, kept_bytes_max: usize) -> Arc<ArenaPool> {
+        assert!((FIRST_CHUNK_BYTES..=16 << 20).contains(&chunk_bytes));
+        let kept_max = kept_bytes_max / chunk_bytes;
+        Arc::new(ArenaPool { chunk_bytes, kept_max, free: Mutex::new(Vec::new()) })
+    }
+
+    /// Bytes in chunks that no memtable uses.
+    pub fn free_bytes(&self) -> usize {
+        self.free.lock().len() * self.chunk_bytes
+    }
+
+    fn take(&self) -> Memory {
+        let pooled = self.free.lock().pop();
+        pooled.unwrap_or_else(|| Memory::new(self.chunk_bytes))
+    }
+
+    fn put(&self, memory: Memory) {
+        debug_assert_eq!(memory.bytes(), self.chunk_bytes);
+        let mut free = self.free.lock();
+        if free.len() < self.kept_max {
+            free.push(memory);
+        }
+        // Otherwise the parameter is dropped after the lock is released: locals go first.
+    }
+}
+
+/// An owned piece of raw memory.
+#[derive(Debug)]
+struct Memory {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: Memory owns what it points to, and gives no access to it itself.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    fn new(bytes: usize) -> Memory {
+        assert!(bytes > 0);
+        let align =
+            if bytes.is_multiple_of(HUGE_PAGE_BYTES) { HUGE_PAGE_BYTES } else { CHUNK_ALIGN };
+        let layout = Layout::from_size_align(bytes, align).expect("a chunk's size fits an isize");
+        // SAFETY: the layout's size is not 0, asserted above.
+        let start = unsafe { alloc(layout) };
+        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
+        let memory = Memory { start, layout };
+        memory.advise_huge_pages();
+        memory
+    }
+
+    fn bytes(&self) -> usize {
+        self.layout.size()
+    }
+
+    /// Entries are read in key order and written in time order, so nearly every access of a large
+    /// memtable misses the TLB too unless the pages are huge. Only advice: errors do not matter.
+    fn advise_huge_pages(&self) {
+        #[cfg(target_os = "linux")]
+        if self.layout.align() == HUGE_PAGE_BYTES {
+            use rustix::mm::{Advice, madvise};
+            let start = self.start.as_ptr().cast();
+            // SAFETY: the advice changes no contents, and the range is ours and page-aligned.
+            let _ = unsafe { madvise(start, self.bytes(), Advice::LinuxHugepage) };
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `start` came from `alloc` with this layout, and is freed only here.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// A chunk that entries are cut from. Its address is stable: it is boxed.
+#[derive(Debug)]
+struct Chunk {
+    /// Entries cut << 32 | bytes cut. One word, so that counting entries costs no second
+    /// contended instruction. The bytes may run past the end: whoever finds that takes its claim
+    /// back and gets a new chunk.
+    cut: AtomicU64,
+    memory: Memory,
+}
+
+/// What a claim of `bytes` adds to `Chunk::cut`.
+fn claim(bytes: usize) -> u64 {
+    1 << 32 | bytes as u64
+}
+
+/// Bump-allocated entries of one memtable, freed together when the arena is dropped.
+#[derive(Debug)]
+pub(super) struct Arena {
+    pool: Arc<ArenaPool>,
+    /// The chunk that is being filled, one of `chunks`; null before the first.
+    current: AtomicPtr<Chunk>,
+    chunks: Mutex<Chunks>,
+}
+
+#[derive(Debug, Default)]
+struct Chunks {
+    #[expect(clippy::vec_box, reason = "`current` points at a chunk while the vector grows")]
+    shared: Vec<Box<Chunk>>,
+    /// One large entry in each.
+    large: Vec<Memory>,
+    held_bytes: usize,
+}
+
+impl Arena {
+    pub fn new(pool: &Arc<ArenaPool>) -> Arena {
+        Arena {
+            pool: Arc::clone(pool),
+            current: AtomicPtr::new(ptr::null_mut()),
+            chunks: Mutex::new(Chunks::default()),
+        }
+    }
+
+    /// Bytes of all chunks, used or not.
+    pub fn held_bytes(&self) -> usize {
+        self.chunks.lock().held_bytes
+    }
+
+    /// How many entries have been written.
+    pub fn entry_count(&self) -> usize {
+        let chunks = self.chunks.lock();
+        let cut = |chunk: &Chunk| (chunk.cut.load(Ordering::Relaxed) >> 32) as usize;
+        chunks.large.len() + chunks.shared.iter().map(|chunk| cut(chunk)).sum::<usize>()
+    }
+
+    /// True until the first entry is written.
+    pub fn is_empty(&self) -> bool {
+        self.entry_count() == 0
+    }
+
+    /// Copies an entry into the arena.
+    ///
+    /// # Panics
+    /// If key or value is longer than the limits in `crate::key`.
+    #[inline]
+    pub fn write(&self, key: &[u8], kind: EntryKind, value: &[u8]) -> Entry {
+        assert!(key.len() <= KEY_BYTES_MAX && value.len() <= VALUE_BYTES_MAX);
+        let bytes = ENTRY_HEADER_BYTES + key.len() + value.len();
+        let start = self.allocate(bytes.next_multiple_of(ENTRY_ALIGN));
+        let header = u64::from(kind as u8) << 56 | (key.len() as u64) << 32 | value.len() as u64;
+        // SAFETY: `allocate` gave `bytes` bytes at this 8-aligned address to nobody else.
+        unsafe { start.cast::<u64>().write(header) };
+        // SAFETY: within the allocated bytes.
+        let key_at = unsafe { start.add(ENTRY_HEADER_BYTES) };
+        // SAFETY: within the allocated bytes, or at their end if key and value are empty.
+        let value_at = unsafe { key_at.add(key.len()) };
+        // SAFETY: `key.len()` allocated bytes are at `key_at`; the caller's key is elsewhere.
+        unsafe { ptr::copy_nonoverlapping(key.as_ptr(), key_at.as_ptr(), key.len()) };
+        // SAFETY: `value.len()` allocated bytes are at `value_at`; the value is elsewhere.
+        unsafe { ptr::copy_nonoverlapping(value.as_ptr(), value_at.as_ptr(), value.len()) };
+        Entry(start)
+    }
+
+    /// `bytes` bytes, 8-aligned, that nobody else has.
+    #[inline]
+    fn allocate(&self, bytes: usize) -> NonNull<u8> {
+        // A quarter, so that closing a chunk early wastes no more than that of it.
+        if bytes > self.pool.chunk_bytes / 4 {
+            return self.allocate_large(bytes);
+        }
+        loop {
+            let current = self.current.load(Ordering::Acquire);
+            // SAFETY: null, or a boxed chunk that lives until the arena is dropped; `&self`
+            // holds that off.
+            if let Some(chunk) = unsafe { current.as_ref() }
+                && let Some(start) = chunk.cut(bytes)
+            {
+                return start;
+            }
+            self.next_chunk(current, bytes);
+        }
+    }
+
+    #[cold]
+    fn allocate_large(&self, bytes: usize) -> NonNull<u8> {
+        let memory = Memory::new(bytes);
+        let start = memory.start;
+        let mut chunks = self.chunks.lock();
+        chunks.held_bytes += bytes;
+        chunks.large.push(memory);
+        start
+    }
+
+    /// Installs a chunk in which `bytes` fit, unless another thread has replaced `full` already.
+    #[cold]
+    fn next_chunk(&self, full: *mut Chunk, bytes: usize) {
+        let mut chunks = self.chunks.lock();
+        if self.current.load(Ordering::Relaxed) != full {
+            return;
+        }
+        let last_bytes = chunks.shared.last().map(|chunk| chunk.memory.bytes());
+        let grown = last_bytes.map_or(FIRST_CHUNK_BYTES, |bytes| bytes * 4);
+        let wanted = grown.max(bytes.next_power_of_two());
+        let pool_bytes = self.pool.chunk_bytes;
+        let memory = if wanted >= pool_bytes { self.pool.take() } else { Memory::new(wanted) };
+        assert!(memory.bytes() >= bytes);
+        chunks.held_bytes += memory.bytes();
+        let mut chunk = Box::new(Chunk { cut: AtomicU64::new(0), memory });
+        // Release: whoever loads the pointer sees the chunk's fields.
+        self.current.store(&raw mut *chunk, Ordering::Release);
+        chunks.shared.push(chunk);
+    }
+}
+
+impl Chunk {
+    #[inline]
+    fn cut(&self, bytes: usize) -> Option<NonNull<u8>> {
+        debug_assert!(bytes.is_multiple_of(ENTRY_ALIGN));
+        let before = self.cut.fetch_add(claim(bytes), Ordering::Relaxed);
+        let offset = before as u32 as usize;
+        if offset + bytes > self.memory.bytes() {
+            // So the low half exceeds the chunk by at most one claim per thread, each of at most
+            // a quarter of a chunk: it would take a thousand threads to reach 4 GiB.
+            self.cut.fetch_sub(claim(bytes), Ordering::Relaxed);
+            return None;
+        }
+        // SAFETY: `offset + bytes` is within the chunk's memory, checked above.
+        Some(unsafe { self.memory.start.add(offset) })
+    }
+}
+
+// SAFETY: the raw pointer is to a chunk that the arena owns; all shared state is atomic or locked.
+unsafe impl Send for Arena {}
+// SAFETY: as above; `write` hands each byte to one caller only.
+unsafe impl Sync for Arena {}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        for chunk in self.chunks.get_mut().shared.drain(..) {
+            if chunk.memory.bytes() == self.pool.chunk_bytes {
+                self.pool.put(chunk.memory);
+            }
+        }
+    }
+}
+
+/// Points at an entry in an arena. The methods that follow it are unsafe: the caller keeps the
+/// arena alive for as long as what they return.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry(NonNull<u8>);
+
+impl Entry {
+    #[inline]
+    unsafe fn header(self) -> u64 {
+        // SAFETY: `Arena::write` wrote it there, and the caller keeps the arena alive.
+        unsafe { self.0.cast::<u64>().read() }
+    }
+
+    /// # Safety
+    /// The arena lives for `'a` at least.
+    #[inline]
+    pub unsafe fn key<'a>(self) -> &'a [u8] {
+        // SAFETY: the caller's promise.
+        let header = unsafe { self.header() };
+        // SAFETY: the key begins here, inside the entry or at its end.
+        let start = unsafe { self.0.add(ENTRY_HEADER_BYTES) };
+        // SAFETY: `Arena::write` wrote a key of this length, and nothing writes to it again.
+        unsafe { slice::from_raw_parts(start.as_ptr(), key_len(header)) }
+    }
+
+    /// # Safety
+    /// The arena lives for `'a` at least.
+    #[inline]
+    pub unsafe fn value<'a>(self) -> &'a [u8] {
+        // SAFETY: the caller's promise.
+        let header = unsafe { self.header() };
+        // SAFETY: the value begins here, inside the entry or at its end.
+        let start = unsafe { self.0.add(ENTRY_HEADER_BYTES + key_len(header)) };
+        // SAFETY: `Arena::write` wrote a value of this length, and nothing writes to it again.
+        unsafe { slice::from_raw_parts(start.as_ptr(), header as u32 as usize) }
+    }
+
+    /// # Safety
+    /// The arena is alive.
+    #[inline]
+    pub unsafe fn kind(self) -> EntryKind {
+        // SAFETY: the caller's promise.
+        let header = unsafe { self.header() };
+        EntryKind::from_u8((header >> 56) as u8).expect("Arena::write wrote a kind")
+    }
+
+    /// Begins to load the entry's first two cache lines.
+    #[inline]
+    pub fn prefetch(self) {
+        prefetch(self.0.as_ptr());
+        prefetch(self.0.as_ptr().wrapping_add(64));
+    }
+}
+
+fn key_len(header: u64) -> usize {
+    (header >> 32) as usize & 0xff_ffff
+}
+
+/// Begins to load the cache line at `address`, which need not be valid.
+#[inline]
+pub(super) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch has no effect but on the cache, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<'a>(entry: Entry, _arena: &'a Arena) -> (&'a [u8], EntryKind, &'a [u8]) {
+        // SAFETY: `_arena` outlives 'a, and the tests pass the arena that wrote the entry.
+        let key = unsafe { entry.key() };
+        // SAFETY: as above.
+        let kind = unsafe { entry.kind() };
+        // SAFETY: as above.
+        (key, kind, unsafe { entry.value() })
+    }
+
+    #[test]
+    fn entries_of_every_size_come_back() {
+        let pool = ArenaPool::new(64 << 10, 1 << 20);
+        let arena = Arena::new(&pool);
+        assert!(arena.is_empty());
+        assert_eq!(arena.held_bytes(), 0);
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut wrote = Vec::new();
+        let sizes = [0, 1, 7, 8, 9, 100, 4000, 4096, 16_000, 16_384, 70_000, 1 << 20];
+        for round in 0..600 {
+            let key_len = [0, 1, 8, 16, 17, 300, 65_536][round % 7];
+            let key: Vec<u8> = (0..key_len).map(|_| rng.u8(..)).collect();
+            let value_len = sizes[rng.usize(..if round % 50 == 0 { 12 } else { 8 })];
+            let value: Vec<u8> = (0..value_len).map(|_| rng.u8(..)).collect();
+            let kind = [EntryKind::Put, EntryKind::Delete, EntryKind::Merge][round % 3];
+            wrote.push((arena.write(&key, kind, &value), key, kind, value));
+        }
+        let total: usize = wrote.iter().map(|w| w.1.len() + w.3.len()).sum();
+        assert!(arena.held_bytes() >= total);
+        assert_eq!(arena.entry_count(), 600);
+        for (entry, key, kind, value) in &wrote {
+            assert_eq!(read(*entry, &arena), (&key[..], *kind, &value[..]));
+        }
+    }
+
+    #[test]
+    fn a_small_arena_holds_little_and_chunks_are_reused() {
+        let pool = ArenaPool::new(64 << 10, 100 << 10);
+        let arena = Arena::new(&pool);
+        arena.write(b"k", EntryKind::Put, b"v");
+        assert_eq!(arena.held_bytes(), FIRST_CHUNK_BYTES);
+        for _ in 0..300 {
+            arena.write(b"k", EntryKind::Put, &[7; 1000]);
+        }
+        assert_eq!(pool.free_bytes(), 0);
+        drop(arena);
+        assert_eq!(pool.free_bytes(), 64 << 10, "only as many as the pool may keep");
+        let arena = Arena::new(&pool);
+        while pool.free_bytes() > 0 {
+            arena.write(b"k", EntryKind::Put, &[7; 1000]);
+        }
+        drop(arena);
+    }
+
+    #[test]
+    fn threads_never_share_bytes() {
+        let pool = ArenaPool::new(4 << 10, 0);
+        let arena = Arena::new(&pool);
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let arena = &arena;
+                scope.spawn(move || {
+                    let mut rng = fastrand::Rng::with_seed(u64::from(thread));
+                    let wrote: Vec<_> = (0..2000)
+                        .map(|_| {
+                            let value = vec![thread; rng.usize(..1200)];
+                            (arena.write(&[thread; 3], EntryKind::Put, &value), value)
+                        })
+                        .collect();
+                    for (entry, value) in wrote {
+                        let want = (&[thread; 3][..], EntryKind::Put, &value[..]);
+                        assert_eq!(read(entry, arena), want);
+                    }
+                });
+            }
+        });
+        assert_eq!(arena.entry_count(), 8000);
+    }
+}

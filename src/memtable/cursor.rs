@@ -1,0 +1,170 @@
+//! Walks a memtable in both directions, over a copy of one leaf's slots at a time.
+//!
+//! The cursor holds no epoch guard between calls, so that one that is left standing keeps no
+//! replaced leaf alive; it copies the slots it will stand on next into a *window*, in order, and
+//! reads the entries in the arena. A window is complete between two positions, and the next one
+//! begins exactly where it ends, so every entry is shown once, however leaves are split meanwhile.
+//! Windows start small, so that a seek copies little, and double up to whole leaves.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crossbeam_epoch as epoch;
+
+use crate::cursor::{Cursor, ValueRef};
+use crate::error::Result;
+use crate::key::{EntryKind, SeqNo};
+use crate::memtable::Memtable;
+use crate::memtable::leaf::Slot;
+use crate::memtable::position::Position;
+
+/// How many sorted slots the first window after a seek takes.
+const FIRST_WINDOW_SLOTS: usize = 8;
+/// Entries are loaded into the cache so many steps ahead.
+const PREFETCH_AHEAD: usize = 6;
+
+/// A [`Cursor`] over a memtable. Its operations never fail.
+#[derive(Debug)]
+pub(crate) struct MemtableCursor {
+    memtable: Arc<Memtable>,
+    /// Slots in order; all that were there between `covered.start` and `covered.end`.
+    window: Vec<Slot>,
+    covered: Range<Position<'static>>,
+    /// The slot that the cursor stands on; past the end of `window` if it stands on none.
+    index: usize,
+    /// How many sorted slots the next window takes.
+    window_slots: usize,
+}
+
+impl MemtableCursor {
+    pub(super) fn new(memtable: Arc<Memtable>) -> MemtableCursor {
+        MemtableCursor {
+            memtable,
+            window: Vec::new(),
+            covered: Position::START..Position::START,
+            index: 0,
+            window_slots: FIRST_WINDOW_SLOTS,
+        }
+    }
+
+    /// Stands on the first entry at or after `from`.
+    fn enter_forward(&mut self, from: &Position<'_>) {
+        let guard = &epoch::pin();
+        let mut from = *from;
+        self.index = 0;
+        self.window.clear();
+        while from != Position::END {
+            let leaf = self.memtable.leaf_at(&from, guard);
+            let upper = leaf.read_forward(&from, self.window_slots, &mut self.window);
+            if let Some(first) = self.window.first() {
+                self.covered = first.position()..upper;
+                break;
+            }
+            from = upper;
+        }
+        self.window_slots = (self.window_slots * 2).min(self.memtable.shape.slots_max * 2);
+        self.window.iter().take(PREFETCH_AHEAD).for_each(Slot::prefetch);
+    }
+
+    /// Stands on the last entry before `before`.
+    fn enter_backward(&mut self, before: &Position<'_>) {
+        let guard = &epoch::pin();
+        let mut before = *before;
+        self.window.clear();
+        while before != Position::START {
+            let (lower, leaf) = self.memtable.leaf_before(&before, guard);
+            let lower = leaf.read_backward(lower, &before, self.window_slots, &mut self.window);
+            if let Some(last) = self.window.last() {
+                self.covered = lower..last.position().successor();
+                break;
+            }
+            before = lower;
+        }
+        self.index = self.window.len().wrapping_sub(1);
+        self.window_slots = (self.window_slots * 2).min(self.memtable.shape.slots_max * 2);
+        self.window.iter().rev().take(PREFETCH_AHEAD).for_each(Slot::prefetch);
+    }
+
+    fn slot(&self) -> &Slot {
+        &self.window[self.index]
+    }
+}
+
+impl Cursor for MemtableCursor {
+    #[inline]
+    fn valid(&self) -> bool {
+        self.index < self.window.len()
+    }
+
+    fn seek_to_first(&mut self) -> Result<()> {
+        self.window_slots = FIRST_WINDOW_SLOTS;
+        self.enter_forward(&Position::START);
+        Ok(())
+    }
+
+    fn seek_to_last(&mut self) -> Result<()> {
+        self.window_slots = FIRST_WINDOW_SLOTS;
+        self.enter_backward(&Position::END);
+        Ok(())
+    }
+
+    fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        self.window_slots = FIRST_WINDOW_SLOTS;
+        self.enter_forward(&Position::new(key, seqno));
+        Ok(())
+    }
+
+    fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        self.window_slots = FIRST_WINDOW_SLOTS;
+        self.enter_backward(&Position::new(key, seqno));
+        Ok(())
+    }
+
+    #[inline]
+    fn next(&mut self) -> Result<()> {
+        assert!(self.valid(), "next() on a cursor that stands on no entry");
+        self.index += 1;
+        if let Some(ahead) = self.window.get(self.index + PREFETCH_AHEAD) {
+            ahead.prefetch();
+        } else if self.index == self.window.len() {
+            let end = self.covered.end;
+            self.enter_forward(&end);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn prev(&mut self) -> Result<()> {
+        assert!(self.valid(), "prev() on a cursor that stands on no entry");
+        if self.index == 0 {
+            let start = self.covered.start;
+            self.enter_backward(&start);
+            return Ok(());
+        }
+        self.index -= 1;
+        if let Some(ahead) = self.index.checked_sub(PREFETCH_AHEAD) {
+            self.window[ahead].prefetch();
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn key(&self) -> &[u8] {
+        self.slot().key()
+    }
+
+    #[inline]
+    fn seqno(&self) -> SeqNo {
+        self.slot().seqno()
+    }
+
+    #[inline]
+    fn kind(&self) -> EntryKind {
+        self.slot().kind()
+    }
+
+    #[inline]
+    fn value(&self) -> ValueRef<'_> {
+        ValueRef { bytes: self.slot().value(), owner: None }
+    }
+}

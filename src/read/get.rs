@@ -1,0 +1,144 @@
+//! Point reads: the newest version of a key at a snapshot, operands folded.
+//!
+//! A key's versions are visited newest first: active memtable, frozen memtables, level 0 from its
+//! newest run on, then the deeper levels. A put or a tombstone ends the visit; operands are
+//! collected until one of them, or the end of history, and folded oldest first.
+
+use std::ops::ControlFlow;
+
+use smallvec::SmallVec;
+
+use crate::cursor::ValueRef;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{self, EntryKind, SeqNo};
+use crate::operator::{MergeOperator, Merged};
+use crate::slice::Slice;
+use crate::tree::{Tree, View};
+
+/// Reads `key` at `snapshot` from `view` and gives its value to `found`, in place if it is not
+/// merged from operands. `None` if there is no value.
+///
+/// # Errors
+/// `Corruption` or `Io` from a table; `MergeFailed` if the operands cannot be folded.
+#[inline]
+pub(crate) fn get_with<R>(
+    tree: &Tree,
+    view: &View,
+    key: &[u8],
+    snapshot: SeqNo,
+    found: impl FnOnce(ValueRef<'_>) -> R,
+) -> Result<Option<R>> {
+    let found = Some(found);
+    let mut lookup = Lookup { tree, key, operands: SmallVec::new(), found, outcome: Ok(None) };
+    let mut step = |_: SeqNo, kind, value: ValueRef<'_>| lookup.step(kind, value);
+    visit_versions(view, key, key::hash(key), snapshot, &mut step)?;
+    if !lookup.operands.is_empty() {
+        lookup.fold(None);
+    }
+    lookup.outcome
+}
+
+/// A point read under way.
+struct Lookup<'a, F, R> {
+    tree: &'a Tree,
+    key: &'a [u8],
+    /// Operands that wait for their base, newest first.
+    operands: SmallVec<[Slice; 8]>,
+    found: Option<F>,
+    outcome: Result<Option<R>>,
+}
+
+impl<F: FnOnce(ValueRef<'_>) -> R, R> Lookup<'_, F, R> {
+    #[inline]
+    fn step(&mut self, kind: EntryKind, value: ValueRef<'_>) -> ControlFlow<()> {
+        match kind {
+            EntryKind::Merge => {
+                self.operands.push(value.to_slice());
+                return ControlFlow::Continue(());
+            }
+            EntryKind::Put if self.operands.is_empty() => self.found(value),
+            EntryKind::Delete if self.operands.is_empty() => {}
+            EntryKind::Put => self.fold(Some(value.bytes)),
+            EntryKind::Delete => self.fold(None),
+        }
+        ControlFlow::Break(())
+    }
+
+    fn found(&mut self, value: ValueRef<'_>) {
+        self.outcome = Ok(self.found.take().map(|found| found(value)));
+    }
+
+    fn fold(&mut self, base: Option<&[u8]>) {
+        match fold(self.tree, self.key, base, &self.operands) {
+            Ok(Merged::Put(value)) => self.found(ValueRef { bytes: &value, owner: None }),
+            Ok(Merged::Delete) => {}
+            Err(error) => self.outcome = Err(error),
+        }
+        self.operands.clear();
+    }
+}
+
+/// Visits the versions of `key` that are not newer than `snapshot`, newest first.
+#[inline]
+fn visit_versions<F>(
+    view: &View,
+    key: &[u8],
+    hash: u64,
+    snapshot: SeqNo,
+    step: &mut F,
+) -> Result<()>
+where
+    F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
+{
+    if view.active.visit(key, hash, snapshot, step).is_break() {
+        return Ok(());
+    }
+    for frozen in &view.frozen {
+        if frozen.memtable.visit(key, hash, snapshot, step).is_break() {
+            return Ok(());
+        }
+    }
+    view.version.visit(key, hash, snapshot, step)?;
+    Ok(())
+}
+
+/// Folds operands, newest first, onto `base`.
+///
+/// # Errors
+/// `MergeFailed` if the operator is not known, refuses, or panics.
+pub(crate) fn fold(
+    tree: &Tree,
+    key: &[u8],
+    base: Option<&[u8]>,
+    newest_first: &[Slice],
+) -> Result<Merged> {
+    let Some(operator) = tree.operator() else {
+        let name = tree.operator_name.as_deref().unwrap_or("none");
+        return Err(merge_failed(key, &format!("merge operator {name:?} is not registered")));
+    };
+    let oldest_first: SmallVec<[&[u8]; 8]> =
+        newest_first.iter().rev().map(|operand| &operand[..]).collect();
+    call_operator(&**operator, key, base, &oldest_first)
+}
+
+/// Runs a user's operator; a panic in it becomes an error.
+fn call_operator(
+    operator: &dyn MergeOperator,
+    key: &[u8],
+    base: Option<&[u8]>,
+    operands: &[&[u8]],
+) -> Result<Merged> {
+    let run = std::panic::AssertUnwindSafe(|| operator.full(key, base, operands));
+    match std::panic::catch_unwind(run) {
+        Ok(Ok(merged)) => Ok(merged),
+        Ok(Err(refusal)) => {
+            Err(merge_failed(key, &format!("operator {:?}: {}", operator.name(), refusal.0)))
+        }
+        Err(_) => Err(merge_failed(key, &format!("operator {:?} panicked", operator.name()))),
+    }
+}
+
+#[cold]
+fn merge_failed(key: &[u8], why: &str) -> Error {
+    Error::new(ErrorKind::MergeFailed { key: key.to_vec() }).context(why)
+}

@@ -1,0 +1,609 @@
+//! Scans: a cursor over the live keys of a keyspace at a snapshot, and a double-ended iterator
+//! over a range of them.
+//!
+//! Underneath lie all versions of all keys, in entry order (see [`crate::key`]), merged from
+//! memtables and runs. Forward, a key's newest version comes first: the first one that the
+//! snapshot sees decides, and the rest are skipped. Backward, the oldest comes first, so a key is
+//! resolved only once all its versions were passed.
+//!
+//! ```text
+//!   position     the merge cursor stands                       key and value lie
+//!   Off          anywhere                                      nowhere
+//!   Lent         on the version that decided                   in the merge cursor
+//!   Ahead        after the operands that were folded           in `key` and `value`
+//!   Behind       on an entry before all versions of the key    in `key` and `value`
+//! ```
+
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::cursor::merge::MergeCursor;
+use crate::cursor::{Cursor as _, ValueRef};
+use crate::error::Result;
+use crate::key::{EntryKind, SeqNo};
+use crate::memtable::MemtableCursor;
+use crate::operator::Merged;
+use crate::read::get::fold;
+use crate::slice::Slice;
+use crate::tree::{Tree, View};
+use crate::version::RunCursor;
+
+/// Versions of one key that are stepped over before a seek is cheaper.
+const SKIP_COUNT_MAX: usize = 16;
+/// A value up to this size is copied when a backward scan passes it; larger ones are shared.
+const COPY_BYTES_MAX: usize = 4 << 10;
+
+/// One sorted source of entries.
+enum Source {
+    Memtable(MemtableCursor),
+    Run(Box<RunCursor>),
+}
+
+macro_rules! delegate {
+    ($self:ident, $cursor:ident => $call:expr) => {
+        match $self {
+            Source::Memtable($cursor) => $call,
+            Source::Run($cursor) => $call,
+        }
+    };
+}
+
+impl crate::cursor::Cursor for Source {
+    fn valid(&self) -> bool {
+        delegate!(self, cursor => cursor.valid())
+    }
+    fn seek_to_first(&mut self) -> Result<()> {
+        delegate!(self, cursor => cursor.seek_to_first())
+    }
+    fn seek_to_last(&mut self) -> Result<()> {
+        delegate!(self, cursor => cursor.seek_to_last())
+    }
+    fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        delegate!(self, cursor => cursor.seek(key, seqno))
+    }
+    fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        delegate!(self, cursor => cursor.seek_before(key, seqno))
+    }
+    #[inline]
+    fn next(&mut self) -> Result<()> {
+        delegate!(self, cursor => cursor.next())
+    }
+    #[inline]
+    fn prev(&mut self) -> Result<()> {
+        delegate!(self, cursor => cursor.prev())
+    }
+    #[inline]
+    fn key(&self) -> &[u8] {
+        delegate!(self, cursor => cursor.key())
+    }
+    #[inline]
+    fn seqno(&self) -> SeqNo {
+        delegate!(self, cursor => cursor.seqno())
+    }
+    #[inline]
+    fn kind(&self) -> EntryKind {
+        delegate!(self, cursor => cursor.kind())
+    }
+    #[inline]
+    fn value(&self) -> ValueRef<'_> {
+        delegate!(self, cursor => cursor.value())
+    }
+}
+
+/// A range of keys, owned.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyRange {
+    pub lower: Bound<Vec<u8>>,
+    pub upper: Bound<Vec<u8>>,
+}
+
+impl KeyRange {
+    pub fn all() -> KeyRange {
+        KeyRange { lower: Bound::Unbounded, upper: Bound::Unbounded }
+    }
+
+    pub fn new<K: AsRef<[u8]>>(range: impl RangeBounds<K>) -> KeyRange {
+        let own = |bound: Bound<&K>| bound.map(|key| key.as_ref().to_vec());
+        KeyRange { lower: own(range.start_bound()), upper: own(range.end_bound()) }
+    }
+
+    /// The keys that begin with `prefix`.
+    pub fn prefix(prefix: &[u8]) -> KeyRange {
+        let mut after = prefix.to_vec();
+        while let Some(last) = after.last_mut() {
+            if *last < 0xff {
+                *last += 1;
+                break;
+            }
+            after.pop();
+        }
+        let upper = if after.is_empty() { Bound::Unbounded } else { Bound::Excluded(after) };
+        KeyRange { lower: Bound::Included(prefix.to_vec()), upper }
+    }
+
+    pub fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+        (self.lower.as_ref().map(Vec::as_slice), self.upper.as_ref().map(Vec::as_slice))
+    }
+
+    fn is_below_upper(&self, key: &[u8]) -> bool {
+        match &self.upper {
+            Bound::Unbounded => true,
+            Bound::Included(upper) => key <= upper.as_slice(),
+            Bound::Excluded(upper) => key < upper.as_slice(),
+        }
+    }
+
+    fn is_above_lower(&self, key: &[u8]) -> bool {
+        match &self.lower {
+            Bound::Unbounded => true,
+            Bound::Included(lower) => key >= lower.as_slice(),
+            Bound::Excluded(lower) => key > lower.as_slice(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Position {
+    Off,
+    Lent,
+    Ahead,
+    Behind,
+}
+
+/// A cursor over the live keys of a keyspace, as they were when it was made.
+///
+/// It lends keys and values without copying them. `key` and `value` may be called only while
+/// [`Cursor::valid`]; moving off either end makes it invalid until the next seek.
+///
+/// A cursor keeps the memtables and tables that it reads from going away; let go of it when it is
+/// not needed any more.
+pub struct Cursor {
+    tree: Arc<Tree>,
+    /// Keeps memtables and tables alive. Dropped after `merge`.
+    merge: MergeCursor<Source>,
+    _view: Arc<View>,
+    snapshot: SeqNo,
+    position: Position,
+    key: Vec<u8>,
+    value: Saved,
+}
+
+/// A value that the merge cursor has passed.
+enum Saved {
+    Copied(Vec<u8>),
+    Shared(Bytes),
+}
+
+impl Saved {
+    fn save(&mut self, value: ValueRef<'_>) {
+        if let Some(owner) = value.owner
+            && value.bytes.len() > COPY_BYTES_MAX
+        {
+            *self = Saved::Shared(owner.slice_ref(value.bytes));
+            return;
+        }
+        match self {
+            Saved::Copied(copy) => {
+                copy.clear();
+                copy.extend_from_slice(value.bytes);
+            }
+            Saved::Shared(_) => *self = Saved::Copied(value.bytes.to_vec()),
+        }
+    }
+
+    fn as_ref(&self) -> ValueRef<'_> {
+        match self {
+            Saved::Copied(copy) => ValueRef { bytes: copy, owner: None },
+            Saved::Shared(bytes) => ValueRef { bytes, owner: Some(bytes) },
+        }
+    }
+}
+
+impl Cursor {
+    pub(crate) fn new(
+        tree: Arc<Tree>,
+        view: Arc<View>,
+        snapshot: SeqNo,
+        range: &KeyRange,
+    ) -> Cursor {
+        let frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
+        let memtables = std::iter::once(&view.active).chain(frozen).filter(|m| !m.is_empty());
+        let memtables = memtables.map(|memtable| Source::Memtable(memtable.cursor()));
+        let runs = view.version.cursors(range.bounds()).into_iter();
+        let runs = runs.map(|run| Source::Run(Box::new(run)));
+        let merge = MergeCursor::new(memtables.chain(runs).collect());
+        let (key, value) = (Vec::new(), Saved::Copied(Vec::new()));
+        Cursor { tree, merge, _view: view, snapshot, position: Position::Off, key, value }
+    }
+
+    /// True while the cursor stands on a key.
+    #[inline]
+    #[must_use]
+    pub fn valid(&self) -> bool {
+        self.position != Position::Off
+    }
+
+    /// The key. Only while [`Cursor::valid`].
+    #[inline]
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        match self.position {
+            Position::Lent => self.merge.key(),
+            Position::Ahead | Position::Behind => &self.key,
+            Position::Off => panic!("the cursor is not on a key: look at valid() first"),
+        }
+    }
+
+    /// The value. Only while [`Cursor::valid`].
+    #[inline]
+    #[must_use]
+    pub fn value(&self) -> &[u8] {
+        self.value_ref().bytes
+    }
+
+    pub(crate) fn value_ref(&self) -> ValueRef<'_> {
+        match self.position {
+            Position::Lent => self.merge.value(),
+            Position::Ahead | Position::Behind => self.value.as_ref(),
+            Position::Off => panic!("the cursor is not on a key: look at valid() first"),
+        }
+    }
+
+    /// Goes to the first key.
+    ///
+    /// # Errors
+    /// `Corruption` or `Io` from a table; `MergeFailed` where operands cannot be folded. The
+    /// cursor is then invalid.
+    pub fn seek_to_first(&mut self) -> Result<()> {
+        self.position = Position::Off;
+        self.merge.seek_to_first()?;
+        self.find_forward()
+    }
+
+    /// Goes to the last key.
+    ///
+    /// # Errors
+    /// As [`Cursor::seek_to_first`].
+    pub fn seek_to_last(&mut self) -> Result<()> {
+        self.position = Position::Off;
+        self.merge.seek_to_last()?;
+        self.find_backward()
+    }
+
+    /// Goes to the first key that is not less than `key`.
+    ///
+    /// # Errors
+    /// As [`Cursor::seek_to_first`].
+    pub fn seek(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.position = Position::Off;
+        // Straight to the version that the snapshot sees, past newer ones.
+        self.merge.seek(key.as_ref(), self.snapshot)?;
+        self.find_forward()
+    }
+
+    /// Goes to the last key that is less than `key`.
+    ///
+    /// # Errors
+    /// As [`Cursor::seek_to_first`].
+    pub fn seek_before(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.position = Position::Off;
+        self.merge.seek_before(key.as_ref(), SeqNo::MAX)?;
+        self.find_backward()
+    }
+
+    /// Goes to the next key. Only while [`Cursor::valid`].
+    ///
+    /// # Errors
+    /// As [`Cursor::seek_to_first`].
+    #[inline]
+    #[expect(clippy::should_implement_trait, reason = "a lending cursor is no iterator")]
+    pub fn next(&mut self) -> Result<()> {
+        let position = std::mem::replace(&mut self.position, Position::Off);
+        match position {
+            Position::Off => panic!("the cursor is not on a key: look at valid() first"),
+            Position::Lent => {
+                self.save_key();
+                self.merge.next()?;
+            }
+            Position::Ahead => {}
+            Position::Behind => self.merge.seek(&self.key, SeqNo::ZERO)?,
+        }
+        self.skip_versions()?;
+        self.find_forward()
+    }
+
+    /// Goes to the key before. Only while [`Cursor::valid`].
+    ///
+    /// # Errors
+    /// As [`Cursor::seek_to_first`].
+    pub fn prev(&mut self) -> Result<()> {
+        let position = std::mem::replace(&mut self.position, Position::Off);
+        match position {
+            Position::Off => panic!("the cursor is not on a key: look at valid() first"),
+            Position::Lent => {
+                self.save_key();
+                self.merge.seek_before(&self.key, SeqNo::MAX)?;
+            }
+            Position::Ahead => self.merge.seek_before(&self.key, SeqNo::MAX)?,
+            Position::Behind => {}
+        }
+        self.find_backward()
+    }
+
+    #[inline]
+    fn save_key(&mut self) {
+        self.key.clear();
+        self.key.extend_from_slice(self.merge.key());
+    }
+
+    fn is_on_saved_key(&self) -> bool {
+        self.merge.valid() && self.merge.key() == self.key.as_slice()
+    }
+
+    /// Moves past the versions of the saved key.
+    #[inline]
+    fn skip_versions(&mut self) -> Result<()> {
+        let mut skipped = 0;
+        while self.is_on_saved_key() {
+            skipped += 1;
+            if skipped == SKIP_COUNT_MAX {
+                self.merge.seek(&self.key, SeqNo::ZERO)?;
+            } else {
+                self.merge.next()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From the merge cursor's entry on, finds the first key that has a value.
+    #[inline]
+    fn find_forward(&mut self) -> Result<()> {
+        while self.merge.valid() {
+            if self.merge.seqno() > self.snapshot {
+                self.merge.next()?;
+                continue;
+            }
+            match self.merge.kind() {
+                EntryKind::Put => {
+                    self.position = Position::Lent;
+                    return Ok(());
+                }
+                EntryKind::Delete => {
+                    self.save_key();
+                    self.merge.next()?;
+                    self.skip_versions()?;
+                }
+                EntryKind::Merge => {
+                    if self.fold_forward()? {
+                        return Ok(());
+                    }
+                    self.skip_versions()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds the operands from the merge cursor's entry on. True if that leaves a value.
+    fn fold_forward(&mut self) -> Result<bool> {
+        self.save_key();
+        let mut newest_first = Vec::new();
+        let mut base = None;
+        while self.is_on_saved_key() {
+            match self.merge.kind() {
+                EntryKind::Merge => newest_first.push(self.merge.value().to_slice()),
+                EntryKind::Put => {
+                    base = Some(self.merge.value().to_slice());
+                    break;
+                }
+                EntryKind::Delete => break,
+            }
+            self.merge.next()?;
+        }
+        match fold(&self.tree, &self.key, base.as_deref(), &newest_first)? {
+            Merged::Put(value) => {
+                self.value = Saved::Copied(value);
+                self.position = Position::Ahead;
+                Ok(true)
+            }
+            Merged::Delete => Ok(false),
+        }
+    }
+
+    /// From the merge cursor's entry back, finds the first key that has a value.
+    fn find_backward(&mut self) -> Result<()> {
+        let mut newest_last = Vec::new();
+        while self.merge.valid() {
+            self.save_key();
+            newest_last.clear();
+            let mut has_base = false;
+            while self.is_on_saved_key() {
+                if self.merge.seqno() <= self.snapshot {
+                    match self.merge.kind() {
+                        EntryKind::Merge => newest_last.push(self.merge.value().to_slice()),
+                        EntryKind::Delete => {
+                            newest_last.clear();
+                            has_base = false;
+                        }
+                        EntryKind::Put => {
+                            newest_last.clear();
+                            has_base = true;
+                            self.value.save(self.merge.value());
+                        }
+                    }
+                }
+                self.merge.prev()?;
+            }
+            if self.resolve_backward(has_base, &mut newest_last)? {
+                self.position = Position::Behind;
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds operands, oldest first, onto the saved value. True if that leaves a value.
+    fn resolve_backward(&mut self, has_base: bool, operands: &mut [Slice]) -> Result<bool> {
+        if operands.is_empty() {
+            return Ok(has_base);
+        }
+        operands.reverse();
+        let base = has_base.then(|| self.value.as_ref().bytes);
+        match fold(&self.tree, &self.key, base, operands)? {
+            Merged::Put(value) => {
+                self.value = Saved::Copied(value);
+                Ok(true)
+            }
+            Merged::Delete => Ok(false),
+        }
+    }
+}
+
+/// Keys and values of a range, as they were when it was made; from both ends.
+///
+/// Yields an error once, where it occurs, and then ends.
+pub struct Iter {
+    source: Pinned,
+    range: KeyRange,
+    front: End,
+    back: End,
+    done: bool,
+}
+
+/// What the two ends of an iterator read from.
+struct Pinned {
+    tree: Arc<Tree>,
+    view: Arc<View>,
+    snapshot: SeqNo,
+}
+
+/// One end of an iterator: made at its first use.
+#[derive(Default)]
+struct End {
+    cursor: Option<Box<Cursor>>,
+    /// The key it yielded last.
+    last: Option<Slice>,
+}
+
+/// A key and its value.
+pub type Entry = (Slice, Slice);
+
+impl Iter {
+    pub(crate) fn new(
+        tree: Arc<Tree>,
+        view: Arc<View>,
+        snapshot: SeqNo,
+        range: KeyRange,
+    ) -> Iter {
+        let source = Pinned { tree, view, snapshot };
+        Iter { source, range, front: End::default(), back: End::default(), done: false }
+    }
+
+    fn open(&self) -> Box<Cursor> {
+        let Pinned { tree, view, snapshot } = &self.source;
+        Box::new(Cursor::new(tree.clone(), view.clone(), *snapshot, &self.range))
+    }
+
+    fn step_front(&mut self) -> Result<Option<Entry>> {
+        let mut cursor = match self.front.cursor.take() {
+            Some(mut cursor) => {
+                cursor.next()?;
+                cursor
+            }
+            None => {
+                let mut cursor = self.open();
+                match &self.range.lower {
+                    Bound::Unbounded => cursor.seek_to_first()?,
+                    Bound::Included(lower) | Bound::Excluded(lower) => cursor.seek(lower)?,
+                }
+                cursor
+            }
+        };
+        if cursor.valid() && !self.range.is_above_lower(cursor.key()) {
+            cursor.next()?;
+        }
+        let met = |key: &[u8]| self.back.last.as_ref().is_some_and(|last| key >= &last[..]);
+        if !cursor.valid() || !self.range.is_below_upper(cursor.key()) || met(cursor.key()) {
+            return Ok(None);
+        }
+        let key = Slice::from(cursor.key());
+        let value = cursor.value_ref().to_slice();
+        self.front = End { cursor: Some(cursor), last: Some(key.clone()) };
+        Ok(Some((key, value)))
+    }
+
+    fn step_back(&mut self) -> Result<Option<Entry>> {
+        let mut cursor = match self.back.cursor.take() {
+            Some(mut cursor) => {
+                cursor.prev()?;
+                cursor
+            }
+            None => {
+                let mut cursor = self.open();
+                match &self.range.upper {
+                    Bound::Unbounded => cursor.seek_to_last()?,
+                    Bound::Excluded(upper) => cursor.seek_before(upper)?,
+                    Bound::Included(upper) => {
+                        // The last key before the one that follows `upper` at once.
+                        let after = [upper.as_slice(), &[0]].concat();
+                        cursor.seek_before(&after)?;
+                    }
+                }
+                cursor
+            }
+        };
+        let met = |key: &[u8]| self.front.last.as_ref().is_some_and(|last| key <= &last[..]);
+        if !cursor.valid() || !self.range.is_above_lower(cursor.key()) || met(cursor.key()) {
+            return Ok(None);
+        }
+        let key = Slice::from(cursor.key());
+        let value = cursor.value_ref().to_slice();
+        self.back = End { cursor: Some(cursor), last: Some(key.clone()) };
+        Ok(Some((key, value)))
+    }
+
+    fn finish(&mut self, step: Result<Option<Entry>>) -> Option<Result<Entry>> {
+        let item = step.transpose();
+        self.done = !matches!(item, Some(Ok(_)));
+        item
+    }
+}
+
+impl Iterator for Iter {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Result<Entry>> {
+        if self.done {
+            return None;
+        }
+        let step = self.step_front();
+        self.finish(step)
+    }
+}
+
+impl DoubleEndedIterator for Iter {
+    fn next_back(&mut self) -> Option<Result<Entry>> {
+        if self.done {
+            return None;
+        }
+        let step = self.step_back();
+        self.finish(step)
+    }
+}
+
+impl std::iter::FusedIterator for Iter {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_before_the_next_one() {
+        assert_eq!(KeyRange::prefix(b"ab").upper, Bound::Excluded(b"ac".to_vec()));
+        assert_eq!(KeyRange::prefix(b"a\xff\xff").upper, Bound::Excluded(b"b".to_vec()));
+        assert_eq!(KeyRange::prefix(b"\xff").upper, Bound::Unbounded);
+        assert_eq!(KeyRange::prefix(b"").upper, Bound::Unbounded);
+    }
+}

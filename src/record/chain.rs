@@ -1,0 +1,820 @@
+//! The records of several log files as one log, and where it ends.
+//!
+//! Log n + 1 begins at the LSN where log n ended. Reading goes so:
+//!
+//! 1. Files are sorted by first LSN. The last one that begins at or before the LSN where the
+//!    replay begins is the first to be read; those before it are not looked at, damaged or not.
+//! 2. Records are yielded until there is none at an LSN X. If the next file begins at X, the
+//!    reading goes on there, whatever lies at X in this one: X is where an earlier recovery cut
+//!    this file, or where the writer went on to the next.
+//! 3. Otherwise, if there is no next file and this one ends with an end-of-log record, exactly at
+//!    its end or with zeros, that is the end of the log.
+//! 4. Otherwise the log is broken at X: a bad record, or a missing file. [`Mode::Strict`] asks
+//!    for proof that X had been safe (reader.rs), looking in the rest of this file and in every
+//!    later one. With proof it is corruption. Without, the log is cut at X, and every later file
+//!    is to be discarded, durably, before anything is written at X.
+//!
+//! A file whose own header cannot be read was being created, or is damaged. It is no part of the
+//! log, so if anything was written after it, a gap shows and the rule above decides. If it is the
+//! newest, nothing comes after it; then the header with one bit flipped back, if one of those is
+//! valid, is used to search the file for witnesses (never to replay it). What is left of the
+//! exception is a newest log file whose header is damaged in more than one bit: it looks exactly
+//! like one whose creation a power loss cut short, and is discarded.
+//!
+//! A file whose header names another number than its name does, files whose numbers and first
+//! LSNs are in different orders, and an intact record where the next file has already begun,
+//! cannot come from a crash: they are corruption. (So a writer that needs a larger file than the
+//! one made ready takes a new number, and removes the ready one.)
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use crate::error::Error;
+use crate::file::{FileHeader, FileKind, FileNumber, HEADER_BYTES, Lsn};
+use crate::record::reader::{Fault, Place, Reader, Record, Stop, Witness, offset_of, safe_but_bad};
+use crate::record::{ALIGNMENT, RecordKind};
+
+/// A log file as it was found.
+#[derive(Clone, Debug)]
+pub(crate) struct LogFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// The number in its name.
+    pub number: FileNumber,
+    /// Everything in it.
+    pub bytes: Bytes,
+}
+
+/// What to do where the log is broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Refuse if something proves that what is missing was safe, else cut.
+    #[default]
+    Strict,
+    /// Cut, whatever the proof.
+    PointInTime,
+    /// Skip to the next intact record. What was read must then be flushed and the replay begin at
+    /// the end of it, or the next strict open finds the same damage again.
+    Salvage,
+}
+
+/// Where a replay begins and what is known beforehand.
+#[derive(Clone, Debug)]
+pub(crate) struct Replay {
+    /// The directory of the files, for error texts where there is no file to name.
+    pub dir: PathBuf,
+    /// LSN of the first record to read. It must be durable, and a record must begin there.
+    pub from: Lsn,
+    /// Everything before this LSN is known from elsewhere to have been durable.
+    pub durable: Lsn,
+    /// The boot id of now.
+    pub boot_id: u128,
+    /// What to do where the log is broken.
+    pub mode: Mode,
+}
+
+/// A part of the log that is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Break {
+    /// The file in which it begins.
+    pub path: PathBuf,
+    /// The offset in that file.
+    pub offset: u64,
+    /// Where it begins.
+    pub from: Lsn,
+    /// Where the next record that was read begins; `None` if the log was cut at `from`.
+    pub to: Option<Lsn>,
+    /// What is bad there.
+    pub fault: Fault,
+}
+
+/// How the log ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Where the next log file must begin.
+    pub end: Lsn,
+    /// What was cut or skipped; empty after a clean shutdown or a crash that tore nothing.
+    pub breaks: Vec<Break>,
+    /// Files that are no part of the log and must be removed, durably, before anything is
+    /// written at `end`.
+    pub discarded: Vec<PathBuf>,
+}
+
+/// A log file with a valid header.
+#[derive(Clone, Debug)]
+struct Link {
+    path: PathBuf,
+    header: FileHeader,
+    bytes: Bytes,
+}
+
+/// A log file without one.
+#[derive(Clone, Debug)]
+struct Unreadable {
+    path: PathBuf,
+    number: FileNumber,
+    /// The file under its header with one bit flipped back, if that makes it valid.
+    repaired: Option<Link>,
+}
+
+/// Yields the records of a sequence of log files.
+#[derive(Debug)]
+pub(crate) struct LogChain {
+    replay: Replay,
+    /// Sorted by first LSN, rising.
+    links: Vec<Link>,
+    /// Sorted by number. None was written before the first of `links`.
+    unreadable: Vec<Unreadable>,
+    /// The link that is being read; `None` as long as none begins at or before `lsn`.
+    current: Option<usize>,
+    /// Where the next record begins.
+    lsn: Lsn,
+    /// An end-of-log record of the current link has been read.
+    ended: bool,
+    breaks: Vec<Break>,
+    outcome: Option<Outcome>,
+}
+
+impl LogChain {
+    /// The log made of these files, in any order.
+    ///
+    /// # Errors
+    /// `Corruption` if the files cannot be what a crash left, `Unsupported` if one is of a newer
+    /// version.
+    pub(crate) fn new(files: Vec<LogFile>, replay: Replay) -> Result<LogChain, Error> {
+        let (mut links, mut unreadable) = sort_out(files)?;
+        if replay.mode == Mode::Salvage {
+            let (repaired, rest) = unreadable.into_iter().partition(|file| file.repaired.is_some());
+            unreadable = rest;
+            links.extend(Vec::into_iter(repaired).filter_map(|file: Unreadable| file.repaired));
+        }
+        links.sort_by_key(|link| (link.header.first_lsn, link.header.number));
+        let begun = links.partition_point(|link| link.header.first_lsn <= replay.from);
+        links.drain(..begun.saturating_sub(1));
+        let current = (begun > 0).then_some(0);
+        if current.is_some() {
+            unreadable.retain(|file| file.number > links[0].header.number);
+        }
+        unreadable.sort_by_key(|file| file.number);
+        if replay.mode == Mode::Strict {
+            check_order(&links)?;
+            check_unreadable(&unreadable, replay.from)?;
+        }
+        let (lsn, breaks) = (replay.from, Vec::new());
+        let ended = false;
+        Ok(LogChain { replay, links, unreadable, current, lsn, ended, breaks, outcome: None })
+    }
+
+    /// The next commit or sync mark; `None` at the end of the log.
+    ///
+    /// # Errors
+    /// `Corruption` where the log is broken and [`Mode::Strict`] has proof that it was safe.
+    pub(crate) fn next(&mut self) -> Result<Option<Record<'_>>, Error> {
+        let place = self.advance()?;
+        Ok(place.map(|(index, place)| place.record(&self.links[index].bytes)))
+    }
+
+    /// How the log ended. Only after [`LogChain::next`] gave `None`.
+    #[must_use]
+    pub(crate) fn finish(self) -> Outcome {
+        self.outcome.expect("the log has been read to its end")
+    }
+
+    /// Steps over the next record that is not an end of log.
+    fn advance(&mut self) -> Result<Option<(usize, Place)>, Error> {
+        while self.outcome.is_none() {
+            match self.step() {
+                Ok((index, place)) => {
+                    self.lsn = place.end;
+                    self.ended = place.header.kind == RecordKind::End;
+                    if !self.ended {
+                        return Ok(Some((index, place)));
+                    }
+                }
+                Err(stop) => self.stopped(stop)?,
+            }
+        }
+        Ok(None)
+    }
+
+    fn step(&self) -> Result<(usize, Place), Stop> {
+        let index = match self.current {
+            Some(_) if self.ended => return Err(Stop::End),
+            Some(index) => index,
+            None => return Err(Stop::Full),
+        };
+        let link = &self.links[index];
+        // What lies past the first LSN of the next file was cut from this one.
+        let end = match self.links.get(index + 1) {
+            Some(next) => offset_of(&link.header, next.header.first_lsn),
+            None => u64::MAX,
+        };
+        let end = usize::try_from(end).unwrap_or(usize::MAX).min(link.bytes.len());
+        let place = Reader::new(&link.header, &link.bytes[..end], self.lsn).step()?;
+        Ok((index, place))
+    }
+
+    /// Decides what follows where the current link has no further record.
+    fn stopped(&mut self, stop: Stop) -> Result<(), Error> {
+        let next = self.current.map_or(0, |index| index + 1);
+        let next_lsn = self.links.get(next).map(|link| link.header.first_lsn);
+        if next_lsn.is_some() && self.replay.mode == Mode::Strict {
+            self.check_superseded(next)?;
+        }
+        if next_lsn == Some(self.lsn) {
+            self.enter(next);
+            return Ok(());
+        }
+        // A log without a next file may end in any of the ordinary ways.
+        let ordinary = next_lsn.is_none() && !matches!(stop, Stop::Bad(_));
+        match self.replay.mode {
+            Mode::Strict => self.refuse_if_safe(&stop)?,
+            Mode::PointInTime => {}
+            Mode::Salvage if ordinary => {}
+            Mode::Salvage => {
+                self.skip(next, stop);
+                return Ok(());
+            }
+        }
+        if !ordinary {
+            self.record_break(None, stop);
+        }
+        self.end(next);
+        Ok(())
+    }
+
+    /// Goes on reading at the beginning of this link.
+    fn enter(&mut self, index: usize) {
+        self.current = Some(index);
+        self.lsn = self.links[index].header.first_lsn;
+        self.ended = false;
+    }
+
+    /// Ends the log at the current LSN; links from `next` on are no part of it.
+    fn end(&mut self, next: usize) {
+        let later = self.links[next..].iter().map(|link| link.path.clone());
+        let unreadable = self.unreadable.iter().map(|file| file.path.clone());
+        let discarded = later.chain(unreadable).collect();
+        let breaks = std::mem::take(&mut self.breaks);
+        self.outcome = Some(Outcome { end: self.lsn, breaks, discarded });
+    }
+
+    /// Salvage: goes on at the next intact record, in this link or at the beginning of the next.
+    fn skip(&mut self, next: usize, stop: Stop) {
+        let found = self.current.filter(|_| !self.ended).and_then(|index| {
+            let link = &self.links[index];
+            let mut reader = Reader::new(&link.header, &link.bytes, self.lsn);
+            reader.skip().then(|| reader.lsn())
+        });
+        let next_lsn = self.links.get(next).map(|link| link.header.first_lsn);
+        match (found, next_lsn) {
+            (Some(lsn), None) => {
+                self.record_break(Some(lsn), stop);
+                self.lsn = lsn;
+            }
+            (Some(lsn), Some(next_lsn)) if lsn < next_lsn => {
+                self.record_break(Some(lsn), stop);
+                self.lsn = lsn;
+            }
+            (_, Some(next_lsn)) => {
+                self.record_break(Some(next_lsn), stop);
+                self.enter(next);
+            }
+            (None, None) => {
+                self.record_break(None, stop);
+                self.end(next);
+            }
+        }
+    }
+
+    fn record_break(&mut self, to: Option<Lsn>, stop: Stop) {
+        let (path, offset) = self.place();
+        self.breaks.push(Break { path, offset, from: self.lsn, to, fault: self.fault(stop) });
+    }
+
+    /// The file and offset where the log is broken.
+    fn place(&self) -> (PathBuf, u64) {
+        match self.current.map(|index| &self.links[index]) {
+            Some(link) => (link.path.clone(), offset_of(&link.header, self.lsn)),
+            None => match (self.unreadable.first(), self.links.first()) {
+                (Some(file), _) => (file.path.clone(), 0),
+                (None, Some(link)) => (link.path.clone(), 0),
+                (None, None) => (self.replay.dir.clone(), 0),
+            },
+        }
+    }
+
+    fn fault(&self, stop: Stop) -> Fault {
+        let expected = match (self.current, &stop) {
+            (_, Stop::Bad(_)) => return stop.into_fault(),
+            (Some(_), Stop::End) | (None, _) => format!("a log file at LSN {}", self.lsn.0),
+            (Some(_), _) => format!("a record at LSN {}", self.lsn.0),
+        };
+        let found = match self.current {
+            Some(_) => stop.into_fault().found,
+            None => "none".to_string(),
+        };
+        Fault { expected, found }
+    }
+
+    /// An intact record where, or across where, the next file begins cannot be: a recovery cuts
+    /// a file only where a record is bad, and a writer goes on only after its last record.
+    fn check_superseded(&self, next: usize) -> Result<(), Error> {
+        let Some(link) = self.current.filter(|_| !self.ended).map(|index| &self.links[index])
+        else {
+            return Ok(());
+        };
+        let reader = Reader::new(&link.header, &link.bytes, self.lsn);
+        if !reader.is_intact() {
+            return Ok(());
+        }
+        let next = &self.links[next];
+        let name = FileKind::Log.name(next.header.number);
+        let expected = format!("nothing at or past LSN {}, where {name} begins", self.lsn.0);
+        Err(Error::corruption(&link.path, reader.offset(), expected, "an intact record"))
+    }
+
+    /// Fails if something proves that the log had been safe beyond the current LSN.
+    fn refuse_if_safe(&self, stop: &Stop) -> Result<(), Error> {
+        let (path, offset) = self.place();
+        let length = self.current.map(|index| self.links[index].bytes.len() as u64);
+        if length.is_some_and(|length| length < offset) {
+            // Only the first file can be so short: the reading began past its end.
+            let expected = format!("a file that reaches to LSN {}", self.replay.from.0);
+            let found = format!("{} bytes", length.unwrap_or(0));
+            return Err(Error::corruption(path, offset, expected, found));
+        }
+        let witness = self.witness(stop);
+        if witness.is_none() && self.replay.durable <= self.lsn {
+            return Ok(());
+        }
+        let fault = self.fault(stop.clone());
+        Err(safe_but_bad(&path, offset, fault, self.replay.durable, witness))
+    }
+
+    /// Proof, in any file, that the log had been safe beyond the current LSN.
+    fn witness(&self, stop: &Stop) -> Option<Witness> {
+        let rest = match (self.current, stop) {
+            // After the other stops there is nothing in this file.
+            (Some(index), Stop::Bad(_)) => {
+                let offset = offset_of(&self.links[index].header, self.lsn);
+                self.witness_in(&self.links[index], offset)
+            }
+            _ => None,
+        };
+        let next = self.current.map_or(0, |index| index + 1);
+        let repaired = self.unreadable.iter().filter_map(|file| file.repaired.as_ref());
+        let mut later = self.links[next..].iter().chain(repaired);
+        let before_first = HEADER_BYTES as u64 - ALIGNMENT;
+        rest.or_else(|| later.find_map(|link| self.witness_in(link, before_first)))
+    }
+
+    fn witness_in(&self, link: &Link, offset: u64) -> Option<Witness> {
+        let same_boot = link.header.boot_id == self.replay.boot_id;
+        let reader = Reader::new(&link.header, &link.bytes, link.header.first_lsn);
+        reader.witness(offset, self.lsn, &link.path, same_boot)
+    }
+}
+
+/// Tells the files with a valid header from those without.
+fn sort_out(files: Vec<LogFile>) -> Result<(Vec<Link>, Vec<Unreadable>), Error> {
+    let mut links = Vec::new();
+    let mut unreadable = Vec::new();
+    for LogFile { path, number, bytes } in files {
+        match FileHeader::decode(&bytes, FileKind::Log, &path) {
+            Ok(header) if header.number == number => links.push(Link { path, header, bytes }),
+            Ok(header) => {
+                let (expected, found) = (format!("{number:?}"), format!("{:?}", header.number));
+                return Err(Error::corruption(path, 32, expected, found));
+            }
+            Err(error) if error.is_corruption() => {
+                let repaired = repair(&path, number, &bytes);
+                unreadable.push(Unreadable { path, number, repaired });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((links, unreadable))
+}
+
+/// The file under its header with one bit flipped back, if that makes it a valid one. A CRC-32
+/// over 124 bytes tells any two headers apart that differ in up to 3 bits, so at most one is.
+fn repair(path: &Path, number: FileNumber, bytes: &Bytes) -> Option<Link> {
+    let damaged = bytes.first_chunk::<HEADER_BYTES>()?;
+    for bit in 0..HEADER_BYTES * 8 {
+        let mut candidate = *damaged;
+        candidate[bit / 8] ^= 1 << (bit % 8);
+        match FileHeader::decode(&candidate, FileKind::Log, path) {
+            Ok(header) if header.number == number => {
+                return Some(Link { path: path.to_path_buf(), header, bytes: bytes.clone() });
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// File numbers rise with first LSNs, or files were renamed or restored.
+fn check_order(links: &[Link]) -> Result<(), Error> {
+    for pair in links.windows(2) {
+        let [before, after] = pair else { unreachable!("windows of two") };
+        if before.header.number >= after.header.number {
+            let name = FileKind::Log.name(before.header.number);
+            let expected = format!("a first LSN before that of {name}");
+            let found = format!("{:?}", after.header.first_lsn);
+            return Err(Error::corruption(&after.path, 40, expected, found));
+        }
+    }
+    Ok(())
+}
+
+/// A file with records before `from` had been synced, header and all.
+fn check_unreadable(unreadable: &[Unreadable], from: Lsn) -> Result<(), Error> {
+    let durable = |file: &&Unreadable| {
+        file.repaired.as_ref().is_some_and(|link| link.header.first_lsn < from)
+    };
+    match unreadable.iter().find(durable) {
+        Some(file) => {
+            let found = "one that differs in a bit";
+            Err(Error::corruption(&file.path, 0, "the header of a durable log file", found))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::reader::tests::LogBuilder;
+
+    const BOOT: u128 = 42;
+
+    fn replay(from: Lsn) -> Replay {
+        let mode = Mode::Strict;
+        Replay { dir: PathBuf::from("db"), from, durable: Lsn(0), boot_id: BOOT, mode }
+    }
+
+    fn file(log: &LogBuilder) -> LogFile {
+        let number = log.header.number;
+        let path = PathBuf::from(FileKind::Log.name(number));
+        LogFile { path, number, bytes: Bytes::from(log.bytes.clone()) }
+    }
+
+    fn files(logs: &[LogBuilder]) -> Vec<LogFile> {
+        logs.iter().map(file).collect()
+    }
+
+    /// Payloads and outcome of a replay.
+    fn run(files: Vec<LogFile>, replay: Replay) -> Result<(Vec<String>, Outcome), Error> {
+        let mut chain = LogChain::new(files, replay)?;
+        let mut payloads = Vec::new();
+        while let Some(record) = chain.next()? {
+            payloads.push(String::from_utf8(record.payload.to_vec()).unwrap());
+        }
+        assert!(chain.next()?.is_none(), "stays at its end");
+        Ok((payloads, chain.finish()))
+    }
+
+    /// Three logs, 1 to 3, with two commits each: "1a", "1b", "2a" and so on. `durable` says
+    /// what each commit knew to be durable at the LSN where it begins.
+    fn three(boot_id: u128, durable: impl Fn(Lsn) -> Lsn) -> Vec<LogBuilder> {
+        let mut logs: Vec<LogBuilder> = Vec::new();
+        for number in 1..=3 {
+            let first = logs.last().map_or(Lsn(64), LogBuilder::lsn);
+            let mut log = LogBuilder::new(number, first, boot_id);
+            for letter in ["a", "b"] {
+                let lsn = log.lsn();
+                log.commit(format!("{number}{letter}").as_bytes(), lsn, durable(lsn));
+            }
+            if number < 3 {
+                let lsn = log.lsn();
+                log.bare(RecordKind::End, lsn, durable(lsn));
+            }
+            logs.push(log);
+        }
+        logs
+    }
+
+    const ALL: [&str; 6] = ["1a", "1b", "2a", "2b", "3a", "3b"];
+
+    fn offset_of_commit(index: usize) -> usize {
+        HEADER_BYTES + 40 * index
+    }
+
+    #[test]
+    fn logs_in_any_order_are_one_log() {
+        let mut logs = three(BOOT, |_| Lsn(0));
+        logs[2].zeros(200);
+        let mut files = files(&logs);
+        files.rotate_left(1);
+        let (payloads, outcome) = run(files, replay(Lsn(64))).unwrap();
+        assert_eq!(payloads, ALL);
+        let end = Lsn(logs[2].lsn().0 - 200);
+        assert_eq!(outcome, Outcome { end, ..Outcome::default() });
+    }
+
+    #[test]
+    fn no_files_are_an_empty_log() {
+        let (payloads, outcome) = run(Vec::new(), replay(Lsn(64))).unwrap();
+        assert_eq!((payloads.len(), outcome.end), (0, Lsn(64)));
+        let known = Replay { durable: Lsn(65), ..replay(Lsn(64)) };
+        assert!(run(Vec::new(), known).unwrap_err().is_corruption());
+    }
+
+    #[test]
+    fn a_replay_from_the_middle_does_not_look_at_what_is_before() {
+        let mut logs = three(BOOT, |lsn| lsn);
+        let from = Lsn(logs[1].header.first_lsn.0 + 40);
+        logs[1].bytes[HEADER_BYTES + 4] ^= 1;
+        let with_damage = |damage: &dyn Fn(&mut LogBuilder)| {
+            let mut log = LogBuilder::new(1, Lsn(64), BOOT);
+            log.bytes = logs[0].bytes.clone();
+            damage(&mut log);
+            vec![file(&log), file(&logs[1]), file(&logs[2])]
+        };
+        for files in [
+            with_damage(&|log| log.bytes[0] ^= 1),
+            with_damage(&|log| log.bytes[HEADER_BYTES] ^= 1),
+            with_damage(&|log| log.bytes.truncate(10)),
+            with_damage(&|_| {})[1..].to_vec(),
+        ] {
+            let (payloads, outcome) = run(files, replay(from)).unwrap();
+            assert_eq!(payloads, ALL[3..]);
+            assert_eq!((outcome.breaks.len(), outcome.discarded.len()), (0, 0));
+        }
+        let from = logs[2].header.first_lsn;
+        let (payloads, _) = run(files(&logs), replay(from)).unwrap();
+        assert_eq!(payloads, ALL[4..], "a replay from exactly where a file begins");
+    }
+
+    #[test]
+    fn a_torn_middle_discards_what_comes_later() {
+        let mut logs = three(1, |_| Lsn(0));
+        let bad = offset_of_commit(1);
+        logs[0].bytes[bad] ^= 1;
+        let (payloads, outcome) = run(files(&logs), replay(Lsn(64))).unwrap();
+        assert_eq!(payloads, ["1a"]);
+        assert_eq!(outcome.end, Lsn(64 + 40));
+        assert_eq!(outcome.discarded, [Path::new("000002.log"), Path::new("000003.log")]);
+        let [cut] = &outcome.breaks[..] else { panic!("{outcome:?}") };
+        assert_eq!((cut.offset, cut.from, cut.to), (bad as u64, Lsn(104), None));
+    }
+
+    #[test]
+    fn a_torn_middle_is_corruption_if_a_later_file_proves_it_durable() {
+        let mut logs = three(1, |lsn| lsn);
+        // Only the last record of the last file is left to say so.
+        for log in &mut logs[1..] {
+            log.bytes[offset_of_commit(0)] ^= 1;
+        }
+        logs[0].bytes[offset_of_commit(0)] ^= 1;
+        logs[0].bytes[offset_of_commit(1)] ^= 1;
+        logs[0].bytes[offset_of_commit(2)] ^= 1;
+        let error = run(files(&logs), replay(Lsn(64))).unwrap_err();
+        assert!(error.is_corruption());
+        let text = error.to_string();
+        assert!(text.contains("000001.log at offset 128"), "{text}");
+        assert!(text.contains("000002.log at offset 168 says durable"), "{text}");
+    }
+
+    #[test]
+    fn on_the_same_boot_a_copied_lsn_is_proof() {
+        for (boot_id, corrupt) in [(BOOT, true), (BOOT + 1, false)] {
+            let mut logs = three(boot_id, |_| Lsn(0));
+            logs[1].bytes[offset_of_commit(0) + 32] ^= 1;
+            let result = run(files(&logs), replay(Lsn(64)));
+            match result {
+                Err(error) => {
+                    assert!(corrupt && error.to_string().contains("on this boot"), "{error}");
+                }
+                Ok((payloads, _)) => {
+                    assert!(!corrupt);
+                    assert_eq!(payloads, ALL[..2]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_a_cut_or_corruption_as_the_later_ones_prove() {
+        for missing in [0, 1] {
+            let mut logs = three(1, |_| Lsn(0));
+            logs.remove(missing);
+            let (payloads, outcome) = run(files(&logs), replay(Lsn(64))).unwrap();
+            assert_eq!(payloads, ALL[..2 * missing], "missing {missing}");
+            assert_eq!(outcome.discarded.len(), 2 - missing);
+            assert_eq!(outcome.breaks.len(), 1);
+
+            let mut logs = three(1, |lsn| lsn);
+            logs.remove(missing);
+            let error = run(files(&logs), replay(Lsn(64))).unwrap_err();
+            assert!(error.to_string().contains("a log file at LSN"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_cut_file_gives_way_to_the_next_one() {
+        // Recovery cut log 1 at its second commit, and went on in log 2.
+        let mut one = LogBuilder::new(1, Lsn(0), 1);
+        one.commit(b"kept", Lsn(0), Lsn(0));
+        let cut = one.commit(b"torn", Lsn(0), Lsn(0));
+        one.commit(b"stale", Lsn(0), Lsn(0));
+        one.bytes[offset_of_commit(1) + 33] ^= 1;
+        let mut two = LogBuilder::new(2, cut, 1);
+        two.commit(b"new", cut, cut);
+        two.bare(RecordKind::SyncMark, two.lsn(), two.lsn());
+        // Log 3 was created at the same place by a recovery that crashed; 4 by the next one.
+        let three = LogBuilder::new(3, two.lsn(), 1);
+        let four = LogBuilder::new(4, two.lsn(), 1);
+        let all = [one, two, three, four];
+        let (payloads, outcome) = run(files(&all), replay(Lsn(0))).unwrap();
+        assert_eq!(payloads, ["kept", "new", ""]);
+        assert_eq!(outcome, Outcome { end: all[2].lsn(), ..Outcome::default() });
+    }
+
+    #[test]
+    fn an_intact_record_where_the_next_file_begins_is_corruption() {
+        for first in [40, 48] {
+            let mut one = LogBuilder::new(1, Lsn(0), 1);
+            one.commit(b"a", Lsn(0), Lsn(0));
+            one.commit(b"b", Lsn(0), Lsn(0));
+            let two = LogBuilder::new(2, Lsn(first), 1);
+            let error = run(vec![file(&one), file(&two)], replay(Lsn(0))).unwrap_err();
+            assert!(error.to_string().contains("where 000002.log begins"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_was_being_created_is_discarded() {
+        for damage in [0, 8, 100, HEADER_BYTES] {
+            let mut logs = three(1, |_| Lsn(0));
+            let last = &mut logs[2].bytes;
+            match damage {
+                HEADER_BYTES => last.truncate(60),
+                size => last[size..].fill(0),
+            }
+            let (payloads, outcome) = run(files(&logs), replay(Lsn(64))).unwrap();
+            assert_eq!(payloads, ALL[..4]);
+            assert_eq!(outcome.end, logs[2].header.first_lsn);
+            assert_eq!(outcome.discarded, [Path::new("000003.log")]);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_header_of_a_newest_log_with_durable_records_is_corruption() {
+        for bit in 0..HEADER_BYTES * 8 {
+            let mut logs = three(1, |lsn| lsn);
+            logs[2].bytes[bit / 8] ^= 1 << (bit % 8);
+            let error = run(files(&logs), replay(Lsn(64))).unwrap_err();
+            assert!(error.is_corruption(), "bit {bit}: {error}");
+        }
+        let mut log = three(1, |_| Lsn(0)).remove(0);
+        log.bytes[17] ^= 1;
+        let error = run(vec![file(&log)], replay(Lsn(64 + 40))).unwrap_err();
+        assert!(error.is_corruption(), "it had records before the replay: {error}");
+    }
+
+    #[test]
+    fn every_flipped_bit_of_three_logs_is_seen_or_harmless() {
+        let logs = three(1, |lsn| lsn);
+        let last = logs[2].bytes.len() - 40;
+        for (index, log) in logs.iter().enumerate() {
+            for bit in 0..log.bytes.len() * 8 {
+                let mut files = files(&logs);
+                let mut bytes = log.bytes.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                files[index].bytes = Bytes::from(bytes);
+                match run(files, replay(Lsn(64))) {
+                    Err(error) => assert!(error.is_corruption(), "{error}"),
+                    Ok((payloads, outcome)) => {
+                        assert!(index == 2 && bit / 8 >= last, "log {index} bit {bit}");
+                        assert_eq!(payloads, ALL[..5], "the un-witnessed last record");
+                        assert_eq!(outcome.breaks.len(), 1);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_of_every_log_gives_a_prefix_or_corruption() {
+        for proof in [false, true] {
+            let logs = three(1, |lsn| if proof { lsn } else { Lsn(0) });
+            for (index, log) in logs.iter().enumerate() {
+                for len in 0..log.bytes.len() {
+                    let mut files = files(&logs);
+                    files[index].bytes.truncate(len);
+                    let result = run(files, replay(Lsn(64)));
+                    match result {
+                        Ok((payloads, _)) => {
+                            assert!(!proof || index == 2, "log {index} length {len}");
+                            assert_eq!(payloads, ALL[..payloads.len()]);
+                        }
+                        Err(error) => assert!(proof && error.is_corruption(), "{error}"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_known_from_elsewhere_is_proof() {
+        let mut logs = three(1, |_| Lsn(0));
+        logs[2].bytes[offset_of_commit(1)] ^= 1;
+        let bad = Lsn(logs[2].header.first_lsn.0 + 40);
+        let known = Replay { durable: bad, ..replay(Lsn(64)) };
+        assert_eq!(run(files(&logs), known).unwrap().0, ALL[..5]);
+        let known = Replay { durable: Lsn(bad.0 + 8), ..replay(Lsn(64)) };
+        assert!(run(files(&logs), known).unwrap_err().is_corruption());
+    }
+
+    #[test]
+    fn a_replay_that_begins_past_the_end_of_its_file_is_corruption() {
+        let logs = three(1, |_| Lsn(0));
+        let from = Lsn(logs[2].lsn().0 + 8);
+        assert!(run(files(&logs), replay(from)).unwrap_err().is_corruption());
+        let (payloads, outcome) = run(files(&logs), replay(logs[2].lsn())).unwrap();
+        assert_eq!((payloads.len(), outcome.end), (0, logs[2].lsn()));
+    }
+
+    #[test]
+    fn files_under_wrong_names_are_corruption() {
+        let logs = three(1, |_| Lsn(0));
+        let mut renamed = files(&logs);
+        renamed[0].number = FileNumber(9);
+        assert!(run(renamed, replay(Lsn(64))).unwrap_err().is_corruption());
+        let mut swapped = files(&three(1, |_| Lsn(0)));
+        let mut high = LogBuilder::new(9, Lsn(64), 1);
+        high.commit(b"1a", Lsn(64), Lsn(64));
+        swapped[0] = file(&high);
+        assert!(run(swapped, replay(Lsn(64))).unwrap_err().is_corruption());
+    }
+
+    #[test]
+    fn point_in_time_cuts_whatever_the_proof() {
+        let mut logs = three(1, |lsn| lsn);
+        logs[1].bytes[offset_of_commit(1)] ^= 1;
+        let mode = Replay { mode: Mode::PointInTime, ..replay(Lsn(64)) };
+        let (payloads, outcome) = run(files(&logs), mode).unwrap();
+        assert_eq!(payloads, ALL[..3]);
+        assert_eq!(outcome.discarded, [Path::new("000003.log")]);
+    }
+
+    #[test]
+    fn salvage_skips_what_is_bad_and_says_what() {
+        let salvage = || Replay { mode: Mode::Salvage, ..replay(Lsn(64)) };
+        let mut logs = three(1, |lsn| lsn);
+        logs[0].bytes[offset_of_commit(0)] ^= 1;
+        logs[1].bytes[offset_of_commit(1) + 33] ^= 1;
+        logs[2].bytes[18] ^= 1;
+        let (payloads, outcome) = run(files(&logs), salvage()).unwrap();
+        assert_eq!(payloads, ["1b", "2a", "3a", "3b"], "the header of log 3 is repaired");
+        assert_eq!(outcome.end, logs[2].lsn());
+        assert_eq!(outcome.discarded, Vec::<PathBuf>::new());
+        let skipped: Vec<_> = outcome.breaks.iter().map(|b| (b.offset, b.from, b.to)).collect();
+        let second = logs[1].header.first_lsn.0;
+        assert_eq!(
+            skipped,
+            [(128, Lsn(64), Some(Lsn(104))), (168, Lsn(second + 40), Some(Lsn(second + 80))),]
+        );
+
+        let mut logs = three(1, |lsn| lsn);
+        logs.remove(1);
+        let (payloads, _) = run(files(&logs), salvage()).unwrap();
+        assert_eq!(payloads, ["1a", "1b", "3a", "3b"], "over a missing file");
+        logs[1].bytes[offset_of_commit(1)] ^= 1;
+        let (payloads, outcome) = run(files(&logs), salvage()).unwrap();
+        assert_eq!(payloads, ["1a", "1b", "3a"]);
+        assert_eq!(outcome.breaks.last().unwrap().to, None);
+    }
+
+    #[test]
+    fn any_damage_at_all_gives_a_prefix_or_corruption() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..2000 {
+            let mut logs = three(rng.u128(41..=42), |lsn| lsn);
+            for _ in 0..rng.usize(1..4) {
+                let log = rng.choice(&mut logs).unwrap();
+                let from = rng.usize(..log.bytes.len());
+                let to = (from + rng.usize(..100)).min(log.bytes.len());
+                match rng.u8(..3) {
+                    0 => log.bytes[from..to].fill(0),
+                    1 => log.bytes[from..to].fill_with(|| rng.u8(..)),
+                    _ => log.bytes.truncate(from.max(1)),
+                }
+            }
+            let mode = if rng.bool() { Mode::Strict } else { Mode::PointInTime };
+            match run(files(&logs), Replay { mode, ..replay(Lsn(64)) }) {
+                Ok((payloads, _)) => assert_eq!(payloads, ALL[..payloads.len()]),
+                Err(error) => assert!(error.is_corruption(), "{error}"),
+            }
+            let salvage = Replay { mode: Mode::Salvage, ..replay(Lsn(64)) };
+            let (payloads, _) = run(files(&logs), salvage).unwrap();
+            assert!(payloads.iter().all(|payload| ALL.contains(&payload.as_str())));
+            assert!(payloads.is_sorted());
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The operating system's threads.
+
+use std::io;
+use std::thread::{Builder, JoinHandle};
+
+use crate::runtime::Priority;
+
+/// The lowest priority that still runs when the processor is busy.
+const NICE_OF_BACKGROUND: i32 = 19;
+
+/// Starts a thread.
+pub(crate) fn spawn(
+    name: &str,
+    priority: Priority,
+    f: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    // Linux shows 15 bytes of the name, in top and in core dumps.
+    Builder::new().name(format!("esker-{name}")).spawn(move || {
+        if priority == Priority::Background {
+            // On Linux the nice value is the calling thread's own. Without permission, or
+            // elsewhere, the thread runs at normal priority.
+            let _ = rustix::process::setpriority_process(None, NICE_OF_BACKGROUND);
+        }
+        f();
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::runtime::{Condvar, Mutex, Priority, Runtime};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[test]
+    fn a_task_runs_and_joins_and_has_its_own_priority() {
+        let runtime = Runtime::threads();
+        let nice = Arc::new(Mutex::new(Vec::new()));
+        for priority in [Priority::Background, Priority::Normal] {
+            let nice = Arc::clone(&nice);
+            let task = runtime.spawn("test", priority, move || {
+                nice.lock().push(rustix::process::getpriority_process(None).unwrap());
+            });
+            task.unwrap().join();
+        }
+        let own = rustix::process::getpriority_process(None).unwrap();
+        assert_eq!(*nice.lock(), [19, own]);
+    }
+
+    #[test]
+    fn a_panic_reaches_whoever_joins() {
+        let task = Runtime::threads().spawn("test", Priority::Normal, || panic!("of the task"));
+        let task = std::panic::AssertUnwindSafe(task.unwrap());
+        let joined = std::panic::catch_unwind(|| { task }.0.join());
+        assert_eq!(*joined.unwrap_err().downcast::<&str>().unwrap(), "of the task");
+    }
+
+    #[test]
+    fn a_condition_is_waited_for_and_times_out() {
+        let runtime = Runtime::threads();
+        let shared = Arc::new((Mutex::new(false), Condvar::new()));
+        let other = Arc::clone(&shared);
+        let task = runtime.spawn("test", Priority::Normal, move || {
+            *other.0.lock() = true;
+            other.1.notify_one();
+        });
+        let mut done = shared.0.lock();
+        while !*done {
+            shared.1.wait(&mut done);
+        }
+        assert!(shared.0.try_lock().is_none(), "held after the wait");
+        let timed_out = shared.1.wait_for(&mut done, Duration::from_nanos(1));
+        assert!(timed_out);
+        drop(done);
+        task.unwrap().join();
+        assert!(runtime.now() > Duration::ZERO);
+    }
+}

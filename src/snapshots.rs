@@ -1,0 +1,88 @@
+//! The sequence numbers that readers want kept: each registered snapshot is a number, and pins no
+//! memory by itself.
+//!
+//! Registering a snapshot and choosing the boundaries of a compaction happen under one lock, so
+//! that a compaction never drops what a snapshot registered before it still needs; one that is
+//! registered later is at least as new as everything the compaction reads.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::key::SeqNo;
+use crate::runtime::Mutex;
+
+/// See the module's comment.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    live: Mutex<BTreeMap<SeqNo, Holders>>,
+}
+
+#[derive(Debug)]
+struct Holders {
+    count: usize,
+    /// When the first of them registered, on the runtime's clock.
+    since: Duration,
+}
+
+impl Snapshots {
+    /// Registers the number that `visible` returns, read under the lock.
+    pub fn register(&self, now: Duration, visible: impl FnOnce() -> SeqNo) -> SeqNo {
+        let mut live = self.live.lock();
+        let seqno = visible();
+        live.entry(seqno).or_insert(Holders { count: 0, since: now }).count += 1;
+        seqno
+    }
+
+    /// Registers a number again that is registered already.
+    pub fn register_again(&self, seqno: SeqNo) {
+        let mut live = self.live.lock();
+        live.get_mut(&seqno).expect("registered already").count += 1;
+    }
+
+    pub fn release(&self, seqno: SeqNo) {
+        let mut live = self.live.lock();
+        let holders = live.get_mut(&seqno).expect("was registered");
+        holders.count -= 1;
+        if holders.count == 0 {
+            live.remove(&seqno);
+        }
+    }
+
+    /// The registered numbers, ascending: versions of a key in one gap between two of them are
+    /// told apart by nobody.
+    pub fn boundaries(&self) -> Vec<SeqNo> {
+        self.live.lock().keys().copied().collect()
+    }
+
+    /// How many are registered, the oldest number, and how long the oldest has been held.
+    pub fn summary(&self, now: Duration) -> (usize, Option<(SeqNo, Duration)>) {
+        let live = self.live.lock();
+        let count = live.values().map(|holders| holders.count).sum();
+        let oldest = live.first_key_value();
+        (count, oldest.map(|(seqno, holders)| (*seqno, now.saturating_sub(holders.since))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_a_boundary_until_its_last_holder_lets_go() {
+        let snapshots = Snapshots::default();
+        let at = |seqno: u64| snapshots.register(Duration::from_secs(seqno), || SeqNo(seqno));
+        at(7);
+        at(3);
+        at(7);
+        assert_eq!(snapshots.boundaries(), [SeqNo(3), SeqNo(7)]);
+        let oldest = Some((SeqNo(3), Duration::from_secs(6)));
+        assert_eq!(snapshots.summary(Duration::from_secs(9)), (3, oldest));
+        snapshots.release(SeqNo(7));
+        snapshots.release(SeqNo(3));
+        assert_eq!(snapshots.boundaries(), [SeqNo(7)]);
+        snapshots.register_again(SeqNo(7));
+        snapshots.release(SeqNo(7));
+        snapshots.release(SeqNo(7));
+        assert!(snapshots.boundaries().is_empty());
+    }
+}

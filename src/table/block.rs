@@ -1,0 +1,478 @@
+//! A block: sorted entries that are searched through an array of 8-byte key heads.
+//!
+//! ```text
+//! offset  size           field
+//!      0  4              count of rows, at least 1
+//!      4  2              bytes of the shared prefix
+//!      6  1              w, bytes of a row's seqno field, 0 to 8
+//!      7  1              flags: bit 0 = offsets are u32, else u16; the others are zero
+//!      8  8              smallest seqno of the block
+//!     16  prefix         the bytes that every key begins with
+//!         8 * count      heads: bytes 0..8 of each key after the prefix, padded with zeros, as a
+//!                        number that sorts as the bytes do
+//!         2|4 * count    offsets of the rows, from the end of this array
+//!                        rows, without gaps; the last one ends with the block
+//!
+//! row     1              low 4 bits: kind; high 4 bits: bytes of the key after the prefix (the
+//!                        suffix), or 15 if there are more than 14
+//!         varint         only after a 15: suffix bytes - 15
+//!         w              seqno - smallest seqno
+//!         suffix - 8     the suffix after its head; nothing if the suffix has at most 8 bytes
+//!                        value: the rest of the row
+//! ```
+//!
+//! The one entry `apple#7,PUT = "x"` (all of its key is prefix, so its head is 0):
+//!
+//! ```text
+//! 01000000 0500 00 00 0700000000000000 6170706c65 0000000000000000 0000 01 78
+//! ```
+//!
+//! A lookup compares the prefix once, searches the heads without branches, and compares whole
+//! keys among equal heads only: 51 ns in cache and 460 ns cold, where restart points as LevelDB
+//! has them take 147 and 1,019 ns. Rows are reached in O(1), so going backwards is free. Heads are
+//! not repeated in the rows: that saves 6.5 % of a 116-byte entry, and every byte of a table is
+//! written as often as the tree has levels; cursors put keys together in a buffer anyway. The
+//! value's length is not stored: the next row's offset gives it.
+//!
+//! [`Block::new`] checks what costs O(1) and [`Block::validate`] everything else. A block is
+//! validated once, when its checksum is; reading a row checks bounds always, because a mapped page
+//! can rot after it was verified.
+
+use std::cmp::Ordering;
+use std::hint::select_unpredictable;
+
+use crate::coding::{DecodeError, Decoded, Decoder, put_varint, varint_len};
+use crate::key::{self, EntryKind, SeqNo};
+
+const HEADER_BYTES: usize = 16;
+/// On disk: never renumber.
+const FLAG_WIDE_OFFSETS: u8 = 1;
+/// Suffix lengths from this one on do not fit the row's first byte.
+const SUFFIX_LONG: usize = 15;
+/// The prefix's length is a u16; a key can be one byte longer.
+const PREFIX_BYTES_MAX: usize = u16::MAX as usize;
+
+/// Where the parts of a block begin.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Shape {
+    pub count: usize,
+    prefix_bytes: usize,
+    seqno_bytes: usize,
+    offset_bytes: usize,
+    heads_at: usize,
+    offsets_at: usize,
+    rows_at: usize,
+    seqno_min: u64,
+}
+
+/// The content of a block, uncompressed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block<'a> {
+    bytes: &'a [u8],
+    shape: Shape,
+}
+
+/// One entry of a block, without its key's prefix.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row<'a> {
+    head: u64,
+    suffix_bytes: usize,
+    /// The suffix after its head.
+    tail: &'a [u8],
+    pub seqno: SeqNo,
+    pub kind: EntryKind,
+    pub value: &'a [u8],
+    /// Where `value` begins in the block.
+    pub value_at: usize,
+}
+
+impl Shape {
+    fn decode(bytes: &[u8]) -> Decoded<Shape> {
+        let mut header = Decoder::new(bytes);
+        let count = header.u32()? as usize;
+        let prefix_bytes = header.u16()? as usize;
+        let seqno_bytes = header.u8()? as usize;
+        let flags = header.u8()?;
+        let seqno_min = header.u64()?;
+        if count == 0 {
+            return Err(DecodeError("a block without rows"));
+        }
+        if seqno_bytes > 8 {
+            return Err(DecodeError("seqno fields over 8 bytes"));
+        }
+        if flags & !FLAG_WIDE_OFFSETS != 0 {
+            return Err(DecodeError("unknown block flags"));
+        }
+        let offset_bytes = if flags & FLAG_WIDE_OFFSETS != 0 { 4 } else { 2 };
+        let heads_at = HEADER_BYTES + prefix_bytes;
+        // Below 2^32 * 12: no overflow in a usize of 64 bits.
+        let offsets_at = heads_at + count * 8;
+        let rows_at = offsets_at + count * offset_bytes;
+        if rows_at >= bytes.len() {
+            return Err(DecodeError("a block shorter than its row count"));
+        }
+        let shape = Shape {
+            count,
+            prefix_bytes,
+            seqno_bytes,
+            offset_bytes,
+            heads_at,
+            offsets_at,
+            rows_at,
+            seqno_min,
+        };
+        Ok(shape)
+    }
+}
+
+impl<'a> Block<'a> {
+    /// The block with this content; its rows are not looked at.
+    pub fn new(bytes: &'a [u8]) -> Decoded<Block<'a>> {
+        Ok(Block { bytes, shape: Shape::decode(bytes)? })
+    }
+
+    /// The block again, from its content and the shape that [`Block::new`] found in it.
+    #[inline]
+    pub fn with_shape(bytes: &'a [u8], shape: Shape) -> Block<'a> {
+        debug_assert!(bytes.len() >= shape.rows_at);
+        Block { bytes, shape }
+    }
+
+    #[inline]
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// How many rows there are.
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.shape.count
+    }
+
+    /// The bytes that every key begins with.
+    #[inline]
+    pub fn prefix(&self) -> &'a [u8] {
+        &self.bytes[HEADER_BYTES..self.shape.heads_at]
+    }
+
+    #[inline]
+    fn heads(&self) -> &'a [[u8; 8]] {
+        self.bytes[self.shape.heads_at..self.shape.offsets_at].as_chunks().0
+    }
+
+    #[inline]
+    fn offset(&self, index: usize) -> Option<usize> {
+        let at = self.shape.offsets_at + index * self.shape.offset_bytes;
+        if self.shape.offset_bytes == 2 {
+            Some(u16::from_le_bytes(*self.bytes.get(at..)?.first_chunk()?) as usize)
+        } else {
+            Some(u32::from_le_bytes(*self.bytes.get(at..)?.first_chunk()?) as usize)
+        }
+    }
+
+    /// Row `index`, which is less than [`Block::count`].
+    #[inline]
+    pub fn row(&self, index: usize) -> Decoded<Row<'a>> {
+        const BAD: DecodeError = DecodeError("a row past its bounds");
+        let head = u64::from_le_bytes(*self.heads().get(index).ok_or(BAD)?);
+        let start = self.shape.rows_at + self.offset(index).ok_or(BAD)?;
+        let end = if index + 1 < self.shape.count {
+            self.shape.rows_at + self.offset(index + 1).ok_or(BAD)?
+        } else {
+            self.bytes.len()
+        };
+        let row = self.bytes.get(start..end).ok_or(BAD)?;
+        let (&first, mut rest) = row.split_first().ok_or(BAD)?;
+        let kind = EntryKind::from_u8(first & 15).ok_or(DecodeError("an unknown entry kind"))?;
+        let mut suffix_bytes = usize::from(first >> 4);
+        if suffix_bytes == SUFFIX_LONG {
+            let mut decoder = Decoder::new(rest);
+            let more = decoder.varint_u32()? as usize;
+            if more > key::KEY_BYTES_MAX {
+                return Err(DecodeError("a key over 64 KiB"));
+            }
+            suffix_bytes += more;
+            rest = decoder.rest();
+        }
+        let (delta, rest) = self.split_seqno(rest).ok_or(BAD)?;
+        let seqno =
+            self.shape.seqno_min.checked_add(delta).ok_or(DecodeError("a seqno over 64 bits"))?;
+        let (tail, value) = rest.split_at_checked(suffix_bytes.saturating_sub(8)).ok_or(BAD)?;
+        let (seqno, value_at) = (SeqNo(seqno), end - value.len());
+        Ok(Row { head, suffix_bytes, tail, seqno, kind, value, value_at })
+    }
+
+    /// The seqno field at the front of `rest`, and what follows it.
+    #[inline]
+    fn split_seqno<'r>(&self, rest: &'r [u8]) -> Option<(u64, &'r [u8])> {
+        let width = self.shape.seqno_bytes;
+        let (field, after) = rest.split_at_checked(width)?;
+        let delta = match rest.first_chunk::<8>() {
+            // One load and a mask instead of a loop over the field's bytes.
+            Some(eight) if width < 8 => u64::from_le_bytes(*eight) & ((1 << (8 * width)) - 1),
+            Some(eight) => u64::from_le_bytes(*eight),
+            None => field.iter().rev().fold(0, |delta, &byte| delta << 8 | u64::from(byte)),
+        };
+        Some((delta, after))
+    }
+
+    /// The first row at or after (key, seqno) in entry order; the count if there is none.
+    pub fn lower_bound(&self, key: &[u8], seqno: SeqNo) -> Decoded<usize> {
+        let prefix = self.prefix();
+        let shared = key.len().min(prefix.len());
+        match key[..shared].cmp(&prefix[..shared]) {
+            Ordering::Less => return Ok(0),
+            Ordering::Greater => return Ok(self.count()),
+            Ordering::Equal if key.len() < prefix.len() => return Ok(0),
+            Ordering::Equal => {}
+        }
+        let suffix = &key[prefix.len()..];
+        let head = key::head(suffix);
+        let heads = self.heads();
+        let mut low = first_at_least(heads, head);
+        if heads.get(low).is_none_or(|found| u64::from_le_bytes(*found) != head) {
+            return Ok(low);
+        }
+        let mut high = match head.checked_add(1) {
+            Some(next) => low + 1 + first_at_least(&heads[low + 1..], next),
+            None => heads.len(),
+        };
+        while low < high {
+            let middle = low.midpoint(high);
+            let row = self.row(middle)?;
+            if row.compare_suffix(suffix).then_with(|| seqno.cmp(&row.seqno)) == Ordering::Less {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
+    }
+
+    /// True if `row`, which is one of this block, has this user key.
+    #[inline]
+    pub fn row_has_key(&self, row: &Row<'_>, key: &[u8]) -> bool {
+        key.len() == self.shape.prefix_bytes + row.suffix_bytes
+            && key.strip_prefix(self.prefix()).is_some_and(|suffix| {
+                key::head(suffix) == row.head && row.compare_suffix(suffix).is_eq()
+            })
+    }
+
+    /// Checks what [`Block::new`] did not: that every row can be read, and that the entries
+    /// ascend. No seqno may be above `seqno_max`.
+    pub fn validate(&self, seqno_max: u64) -> Decoded<()> {
+        if self.offset(0) != Some(0) {
+            return Err(DecodeError("a gap before the first row"));
+        }
+        let mut before = None;
+        for index in 0..self.count() {
+            // Reading a row checks that its end is not before its start: the rows tile.
+            let row = self.row(index)?;
+            if row.seqno.0 > seqno_max {
+                return Err(DecodeError("a seqno over 56 bits"));
+            }
+            if row.kind == EntryKind::Delete && !row.value.is_empty() {
+                return Err(DecodeError("a tombstone with a value"));
+            }
+            if row.suffix_bytes < 8 && row.head.trailing_zeros() < 64 - 8 * row.suffix_bytes as u32
+            {
+                return Err(DecodeError("a head longer than its key"));
+            }
+            if self.shape.prefix_bytes + row.suffix_bytes > key::KEY_BYTES_MAX {
+                return Err(DecodeError("a key over 64 KiB"));
+            }
+            if before.is_some_and(|before: Row<'_>| before.compare(&row) != Ordering::Less) {
+                return Err(DecodeError("rows out of order"));
+            }
+            before = Some(row);
+        }
+        Ok(())
+    }
+}
+
+impl Row<'_> {
+    /// Compares keys whose heads are equal.
+    #[inline]
+    fn compare_suffix(&self, suffix: &[u8]) -> Ordering {
+        if self.suffix_bytes < 8 || suffix.len() < 8 {
+            // Equal heads: the shorter suffix is a prefix of the other one, or the same.
+            self.suffix_bytes.cmp(&suffix.len())
+        } else {
+            self.tail.cmp(&suffix[8..])
+        }
+    }
+
+    /// Entry order of two rows of one block.
+    #[inline]
+    fn compare(&self, other: &Row<'_>) -> Ordering {
+        let tails = || {
+            if self.suffix_bytes < 8 || other.suffix_bytes < 8 {
+                self.suffix_bytes.cmp(&other.suffix_bytes)
+            } else {
+                self.tail.cmp(other.tail)
+            }
+        };
+        self.head.cmp(&other.head).then_with(tails).then_with(|| other.seqno.cmp(&self.seqno))
+    }
+
+    /// Replaces what `key` holds after its first `prefix_bytes` bytes by this row's suffix.
+    #[inline]
+    pub fn put_suffix(&self, key: &mut Vec<u8>, prefix_bytes: usize) {
+        key.truncate(prefix_bytes);
+        key.extend_from_slice(&self.head.to_be_bytes());
+        key.truncate(prefix_bytes + self.suffix_bytes);
+        key.extend_from_slice(self.tail);
+    }
+}
+
+/// The first of the ascending `heads` that is at least `head`.
+///
+/// Without branches: each step is a conditional move, because its outcome is a coin toss.
+#[inline]
+fn first_at_least(heads: &[[u8; 8]], head: u64) -> usize {
+    let mut base = 0;
+    let mut left = heads.len();
+    while left > 0 {
+        let half = left.div_ceil(2);
+        let less = u64::from_le_bytes(heads[base + half - 1]) < head;
+        base = select_unpredictable(less, base + half, base);
+        left -= half;
+    }
+    base
+}
+
+/// Collects sorted entries and writes them as a block.
+#[derive(Default)]
+pub(crate) struct BlockBuilder {
+    /// Key and value of each entry, one after the other.
+    bytes: Vec<u8>,
+    rows: Vec<Pending>,
+    seqno_min: u64,
+    seqno_max: u64,
+}
+
+struct Pending {
+    key_at: u32,
+    value_at: u32,
+    seqno: u64,
+    kind: EntryKind,
+}
+
+impl BlockBuilder {
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// About how large the block would be now, without counting on a shared prefix.
+    #[inline]
+    pub fn bytes_estimate(&self) -> usize {
+        HEADER_BYTES + self.bytes.len() + self.rows.len() * 6
+    }
+
+    /// Adds an entry after those that were added before.
+    #[inline]
+    pub fn add(&mut self, key: &[u8], seqno: u64, kind: EntryKind, value: &[u8]) {
+        if self.rows.is_empty() {
+            self.seqno_min = seqno;
+            self.seqno_max = seqno;
+        } else {
+            self.seqno_min = self.seqno_min.min(seqno);
+            self.seqno_max = self.seqno_max.max(seqno);
+        }
+        let key_at = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(key);
+        let value_at = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(value);
+        assert!(u32::try_from(self.bytes.len()).is_ok(), "blocks end below 4 GiB");
+        self.rows.push(Pending { key_at, value_at, seqno, kind });
+    }
+
+    fn key(&self, index: usize) -> &[u8] {
+        let row = &self.rows[index];
+        &self.bytes[row.key_at as usize..row.value_at as usize]
+    }
+
+    /// Appends the block to `out` and is empty again. There must be an entry.
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
+        assert!(!self.rows.is_empty(), "a block has a row");
+        let count = self.rows.len();
+        let prefix_bytes = shared_prefix(self.key(0), self.key(count - 1)).min(PREFIX_BYTES_MAX);
+        let seqno_bytes = (64 - (self.seqno_max - self.seqno_min).leading_zeros()).div_ceil(8);
+        let rows_bytes = self.rows_bytes(prefix_bytes, seqno_bytes as usize);
+        let wide = rows_bytes > usize::from(u16::MAX);
+        let offset_bytes = if wide { 4 } else { 2 };
+        let rows_at = HEADER_BYTES + prefix_bytes + count * (8 + offset_bytes);
+
+        let start = out.len();
+        out.reserve(rows_at + rows_bytes);
+        out.extend_from_slice(&(count as u32).to_le_bytes());
+        out.extend_from_slice(&(prefix_bytes as u16).to_le_bytes());
+        out.extend_from_slice(&[seqno_bytes as u8, if wide { FLAG_WIDE_OFFSETS } else { 0 }]);
+        out.extend_from_slice(&self.seqno_min.to_le_bytes());
+        out.extend_from_slice(&self.key(0)[..prefix_bytes]);
+        let heads_at = out.len();
+        out.resize(start + rows_at, 0);
+        self.put_rows(out, heads_at, prefix_bytes, seqno_bytes as usize, wide);
+        assert_eq!(out.len(), start + rows_at + rows_bytes, "rows as large as computed");
+        self.bytes.clear();
+        self.rows.clear();
+    }
+
+    /// Appends the rows, and fills in the heads at `heads_at` and the offsets after them.
+    fn put_rows(
+        &self,
+        out: &mut Vec<u8>,
+        heads_at: usize,
+        prefix_bytes: usize,
+        seqno_bytes: usize,
+        wide: bool,
+    ) {
+        let offsets_at = heads_at + 8 * self.rows.len();
+        let rows_at = out.len();
+        for (index, row) in self.rows.iter().enumerate() {
+            let offset = out.len() - rows_at;
+            if wide {
+                let at = offsets_at + 4 * index;
+                out[at..at + 4].copy_from_slice(&(offset as u32).to_le_bytes());
+            } else {
+                let at = offsets_at + 2 * index;
+                out[at..at + 2].copy_from_slice(&(offset as u16).to_le_bytes());
+            }
+            let suffix_at = row.key_at as usize + prefix_bytes;
+            let suffix_bytes = row.value_at as usize - suffix_at;
+            let head = key::head(&self.bytes[suffix_at..row.value_at as usize]);
+            let at = heads_at + 8 * index;
+            out[at..at + 8].copy_from_slice(&head.to_le_bytes());
+
+            out.push(row.kind as u8 | (suffix_bytes.min(SUFFIX_LONG) as u8) << 4);
+            if suffix_bytes >= SUFFIX_LONG {
+                put_varint(out, (suffix_bytes - SUFFIX_LONG) as u64);
+            }
+            let delta = (row.seqno - self.seqno_min).to_le_bytes();
+            out.extend_from_slice(&delta[..seqno_bytes]);
+            // The tail of the key and the value lie side by side: one copy moves both.
+            let tail_at = suffix_at + suffix_bytes.min(8);
+            let end =
+                self.rows.get(index + 1).map_or(self.bytes.len(), |next| next.key_at as usize);
+            out.extend_from_slice(&self.bytes[tail_at..end]);
+        }
+    }
+
+    fn rows_bytes(&self, prefix_bytes: usize, seqno_bytes: usize) -> usize {
+        let mut total = self.bytes.len() + self.rows.len() * (1 + seqno_bytes);
+        for row in &self.rows {
+            let suffix_bytes = (row.value_at - row.key_at) as usize - prefix_bytes;
+            total -= prefix_bytes + suffix_bytes.min(8);
+            if suffix_bytes >= SUFFIX_LONG {
+                total += varint_len((suffix_bytes - SUFFIX_LONG) as u64);
+            }
+        }
+        total
+    }
+}
+
+/// How many bytes `a` and `b` begin with alike.
+#[inline]
+pub(crate) fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}

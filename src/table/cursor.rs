@@ -1,0 +1,333 @@
+//! Walks a table: a block at a time, putting each key together in a buffer.
+//!
+//! The same cursor serves users and compactions; they differ in where blocks come from. Users'
+//! blocks lie in the mapping or the block cache. Compactions read chunks of 1 MiB with `pread`
+//! while they go forward, verify index and blocks each time, so that rot is never copied under a
+//! fresh checksum, and leave the cache to the users.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::cursor::{Cursor, ValueRef};
+use crate::error::Result;
+use crate::key::{self, EntryKind, SeqNo};
+use crate::table::SEQNO_BEFORE_ALL;
+use crate::table::block::{Block, Shape};
+use crate::table::layout::section_kind;
+use crate::table::reader::{Content, Index, Source, Table};
+
+/// How far a compaction's cursor reads ahead.
+const READ_AHEAD_BYTES: u64 = 1 << 20;
+
+/// A position in a table.
+pub(crate) struct TableCursor {
+    table: Arc<Table>,
+    access: Access,
+    /// The content of the block that the cursor is in.
+    block: Bytes,
+    shape: Shape,
+    ordinal: usize,
+    row: usize,
+    valid: bool,
+    key: Vec<u8>,
+    seqno: SeqNo,
+    kind: EntryKind,
+    value: Range<usize>,
+}
+
+/// Where blocks come from.
+enum Access {
+    Shared,
+    ReadAhead(ReadAhead),
+}
+
+#[derive(Default)]
+struct ReadAhead {
+    /// Its own copy: the table's may lie in a mapping that rots after it was verified.
+    index: Option<Index>,
+    chunk: Bytes,
+    chunk_at: u64,
+    /// The block that a cursor going forward asks for next.
+    next_ordinal: usize,
+}
+
+impl TableCursor {
+    pub fn shared(table: Arc<Table>) -> TableCursor {
+        TableCursor::new(table, Access::Shared)
+    }
+
+    pub fn reading_ahead(table: Arc<Table>) -> TableCursor {
+        TableCursor::new(table, Access::ReadAhead(ReadAhead::default()))
+    }
+
+    fn new(table: Arc<Table>, access: Access) -> TableCursor {
+        TableCursor {
+            table,
+            access,
+            block: Bytes::new(),
+            shape: Shape::default(),
+            ordinal: 0,
+            row: 0,
+            valid: false,
+            key: Vec::new(),
+            seqno: SeqNo::ZERO,
+            kind: EntryKind::Put,
+            value: 0..0,
+        }
+    }
+
+    /// Where the block that the cursor is in begins in the file; for the text of an error.
+    pub fn offset(&self) -> u64 {
+        let place = self.index().and_then(|index| self.table.place(index, self.ordinal));
+        place.map_or(0, |place| place.start)
+    }
+
+    /// Which data block the cursor is in.
+    pub fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    /// Checks that the entry lies between the bounds that the index has for its block.
+    pub fn check_bounds(&self) -> Result<()> {
+        let bound = |ordinal: usize| -> Result<(Vec<u8>, SeqNo)> {
+            let block = self.index()?.block();
+            let row = block.row(ordinal).map_err(|e| self.table.index_corruption(e))?;
+            let mut key = block.prefix().to_vec();
+            row.put_suffix(&mut key, block.prefix().len());
+            Ok((key, row.seqno))
+        };
+        let (upper, upper_seqno) = bound(self.ordinal)?;
+        let mut within = key::compare(&self.key, self.seqno, &upper, upper_seqno).is_le();
+        if self.ordinal > 0 {
+            let (lower, lower_seqno) = bound(self.ordinal - 1)?;
+            within &= key::compare(&lower, lower_seqno, &self.key, self.seqno).is_lt();
+        }
+        if !within {
+            let found = format!("{}", key::EntryName(&self.key, self.seqno, self.kind));
+            return Err(self.table.damaged(self.offset(), "entries within the index", &found));
+        }
+        debug_assert!(self.seqno.0 < SEQNO_BEFORE_ALL);
+        Ok(())
+    }
+
+    fn index(&self) -> Result<&Index> {
+        match &self.access {
+            Access::ReadAhead(ReadAhead { index: Some(index), .. }) => Ok(index),
+            _ => self.table.index(),
+        }
+    }
+
+    /// The index, after the copy of its own that reading ahead works with was read.
+    fn loaded_index(&mut self) -> Result<&Index> {
+        if let Access::ReadAhead(ahead) = &mut self.access
+            && ahead.index.is_none()
+        {
+            ahead.index = Some(self.table.read_index(Source::Pread)?);
+        }
+        self.index()
+    }
+
+    /// Enters block `ordinal`. Does not choose a row.
+    fn enter(&mut self, ordinal: usize) -> Result<()> {
+        // A seek within the block that the cursor is in needs nothing: it stays verified.
+        if self.block.is_empty() || self.ordinal != ordinal {
+            self.block = match &mut self.access {
+                Access::Shared => {
+                    let index = self.table.index()?;
+                    let place = self.table.place(index, ordinal)?;
+                    match self.table.content(index, ordinal, &place)? {
+                        Content::Mapped(_) => {
+                            let content =
+                                place.start..place.end - crate::table::TRAILER_BYTES as u64;
+                            self.table.read(content, Source::Shared)?
+                        }
+                        Content::Shared(bytes) => bytes,
+                    }
+                }
+                Access::ReadAhead(ahead) => {
+                    // Lets go of the chunk, so that it can be filled again.
+                    self.block = Bytes::new();
+                    ahead.content(&self.table, ordinal)?
+                }
+            };
+            self.ordinal = ordinal;
+            match Block::new(&self.block) {
+                Ok(block) => self.shape = block.shape(),
+                Err(error) => {
+                    self.block = Bytes::new();
+                    return Err(self.table.corruption(self.offset(), "a block", error));
+                }
+            }
+        }
+        self.key.clear();
+        self.key.extend_from_slice(Block::with_shape(&self.block, self.shape).prefix());
+        Ok(())
+    }
+
+    /// Stands on row `row` of the block that was entered.
+    #[inline]
+    fn stand_on(&mut self, row: usize) -> Result<()> {
+        let block = Block::with_shape(&self.block, self.shape);
+        match block.row(row) {
+            Ok(found) => {
+                found.put_suffix(&mut self.key, block.prefix().len());
+                self.seqno = found.seqno;
+                self.kind = found.kind;
+                self.value = found.value_at..found.value_at + found.value.len();
+                self.row = row;
+                self.valid = true;
+                Ok(())
+            }
+            Err(error) => Err(self.table.corruption(self.offset(), "a block", error)),
+        }
+    }
+
+    fn enter_first_of(&mut self, ordinal: usize) -> Result<()> {
+        if ordinal < self.loaded_index()?.count() {
+            self.enter(ordinal)?;
+            self.stand_on(0)?;
+        }
+        Ok(())
+    }
+
+    fn enter_last_of(&mut self, ordinal: usize) -> Result<()> {
+        self.enter(ordinal)?;
+        self.stand_on(self.shape.count - 1)
+    }
+
+    /// Enters the block that has, or is followed by, the first entry at or after (key, seqno);
+    /// gives the row of that entry, or the count of rows. `None` if the table ends before.
+    fn find(&mut self, key: &[u8], seqno: SeqNo) -> Result<Option<usize>> {
+        let index = self.loaded_index()?;
+        let count = index.count();
+        let found = index.find(key, seqno);
+        let ordinal = found.map_err(|e| self.table.index_corruption(e))?;
+        if ordinal == count {
+            return Ok(None);
+        }
+        self.enter(ordinal)?;
+        let row = Block::with_shape(&self.block, self.shape).lower_bound(key, seqno);
+        row.map(Some).map_err(|e| self.table.corruption(self.offset(), "a block", e))
+    }
+}
+
+impl Cursor for TableCursor {
+    #[inline]
+    fn valid(&self) -> bool {
+        self.valid
+    }
+
+    fn seek_to_first(&mut self) -> Result<()> {
+        self.valid = false;
+        self.enter_first_of(0)
+    }
+
+    fn seek_to_last(&mut self) -> Result<()> {
+        self.valid = false;
+        let last = self.loaded_index()?.count() - 1;
+        self.enter_last_of(last)
+    }
+
+    fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        self.valid = false;
+        match self.find(key, seqno)? {
+            Some(row) if row < self.shape.count => self.stand_on(row),
+            Some(_) => self.enter_first_of(self.ordinal + 1),
+            None => Ok(()),
+        }
+    }
+
+    fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        self.valid = false;
+        match self.find(key, seqno)? {
+            Some(0) if self.ordinal == 0 => Ok(()),
+            Some(0) => self.enter_last_of(self.ordinal - 1),
+            Some(row) => self.stand_on(row - 1),
+            None => self.seek_to_last(),
+        }
+    }
+
+    #[inline]
+    fn next(&mut self) -> Result<()> {
+        debug_assert!(self.valid);
+        self.valid = false;
+        if self.row + 1 < self.shape.count {
+            self.stand_on(self.row + 1)
+        } else {
+            self.enter_first_of(self.ordinal + 1)
+        }
+    }
+
+    #[inline]
+    fn prev(&mut self) -> Result<()> {
+        debug_assert!(self.valid);
+        self.valid = false;
+        if self.row > 0 {
+            self.stand_on(self.row - 1)
+        } else if self.ordinal > 0 {
+            self.enter_last_of(self.ordinal - 1)
+        } else {
+            Ok(())
+        }
+    }
+
+    #[inline]
+    fn key(&self) -> &[u8] {
+        debug_assert!(self.valid);
+        &self.key
+    }
+
+    #[inline]
+    fn seqno(&self) -> SeqNo {
+        debug_assert!(self.valid);
+        self.seqno
+    }
+
+    #[inline]
+    fn kind(&self) -> EntryKind {
+        debug_assert!(self.valid);
+        self.kind
+    }
+
+    #[inline]
+    fn value(&self) -> ValueRef<'_> {
+        debug_assert!(self.valid);
+        ValueRef { bytes: &self.block[self.value.clone()], owner: Some(&self.block) }
+    }
+}
+
+impl ReadAhead {
+    /// The content of block `ordinal`, from the chunk, which is read if it does not have it.
+    fn content(&mut self, table: &Table, ordinal: usize) -> Result<Bytes> {
+        let index = self.index.as_ref().expect("read before the first block is entered");
+        let place = table.place(index, ordinal)?;
+        let chunk_end = self.chunk_at + self.chunk.len() as u64;
+        if place.start < self.chunk_at || place.end > chunk_end {
+            let data_end = table.layout().required(section_kind::DATA).range().end;
+            let end = if ordinal == self.next_ordinal {
+                place.end.max(data_end.min(place.start + READ_AHEAD_BYTES))
+            } else {
+                place.end
+            };
+            self.fill(table, place.start..end)?;
+        }
+        self.next_ordinal = ordinal + 1;
+        let start = (place.start - self.chunk_at) as usize;
+        let frame = self.chunk.slice(start..start + (place.end - place.start) as usize);
+        table.unpack(frame, place.start)
+    }
+
+    /// Reads `range`, into the memory of the last chunk if nobody else holds it: a fresh
+    /// megabyte costs 256 page faults.
+    fn fill(&mut self, table: &Table, range: Range<u64>) -> Result<()> {
+        let chunk = std::mem::take(&mut self.chunk);
+        let mut chunk = chunk.try_into_mut().unwrap_or_else(|_| BytesMut::new());
+        chunk.resize((range.end - range.start) as usize, 0);
+        table.read_into(&mut chunk, range.start)?;
+        self.chunk = chunk.freeze();
+        self.chunk_at = range.start;
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! The state of one keyspace: its memtables and its version, pinned together as a view.
+//!
+//! A [`View`] is immutable and replaced as a whole. Readers load it without a lock. It is replaced
+//! only under the commit lock (freeze, flush, compaction), always after the manifest record that
+//! it follows is durable, so no reader or writer ever waits for the disk here.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::Lsn;
+use crate::key::{KeyspaceId, SeqNo};
+use crate::memtable::Memtable;
+use crate::operator::MergeOperator;
+use crate::version::{LEVEL_COUNT, Version};
+
+/// A memtable that takes no new commits.
+pub(crate) struct Frozen {
+    pub memtable: Arc<Memtable>,
+    /// Position of the oldest record that has an operation in it.
+    pub first_lsn: Lsn,
+    /// Every record that has an operation in it lies before this position.
+    pub end_lsn: Lsn,
+    /// No operation in it is newer; the next memtable's are.
+    pub last_seqno: SeqNo,
+}
+
+/// What a reader sees of a keyspace: memtables and version, pinned together.
+pub(crate) struct View {
+    pub active: Arc<Memtable>,
+    /// Newest first.
+    pub frozen: Vec<Arc<Frozen>>,
+    pub version: Arc<Version>,
+}
+
+const LIVE: u8 = 0;
+const DROPPED: u8 = 1;
+const CLOSED: u8 = 2;
+
+/// One keyspace.
+pub(crate) struct Tree {
+    pub id: KeyspaceId,
+    pub name: String,
+    /// Where the commit pipeline keeps this keyspace's active memtable.
+    pub slot: usize,
+    /// The persisted name of the merge operator.
+    pub operator_name: Option<String>,
+    /// The operator, once it is known.
+    operator: OnceLock<Arc<dyn MergeOperator>>,
+    /// Replaced only under the commit lock.
+    view: ArcSwap<View>,
+    /// LIVE, DROPPED or CLOSED.
+    life: AtomicU8,
+    /// Bytes that compactions are behind, as of the last version.
+    pub debt_bytes: AtomicU64,
+    pub traffic: [LevelTraffic; LEVEL_COUNT],
+}
+
+/// Bytes that flushes and compactions moved, by the level they wrote to.
+#[derive(Default)]
+pub(crate) struct LevelTraffic {
+    pub read_bytes: AtomicU64,
+    pub written_bytes: AtomicU64,
+}
+
+impl Tree {
+    pub fn new(
+        id: KeyspaceId,
+        name: String,
+        slot: usize,
+        operator_name: Option<String>,
+        operator: Option<Arc<dyn MergeOperator>>,
+        view: View,
+    ) -> Tree {
+        Tree {
+            id,
+            name,
+            slot,
+            operator_name,
+            operator: operator.map_or_else(OnceLock::new, OnceLock::from),
+            view: ArcSwap::from_pointee(view),
+            life: AtomicU8::new(LIVE),
+            debt_bytes: AtomicU64::new(0),
+            traffic: Default::default(),
+        }
+    }
+
+    /// The current view, without a reference count. Do not keep it over a blocking call.
+    #[inline]
+    pub fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// The current view, to be kept.
+    pub fn view_arc(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Replaces the view. Call it under the commit lock only.
+    pub fn replace_view(&self, view: View) {
+        self.view.store(Arc::new(view));
+    }
+
+    /// Bytes of its tables.
+    pub fn table_bytes(&self) -> u64 {
+        let view = self.view();
+        view.version.tables().map(|(_, table)| table.facts().bytes).sum()
+    }
+
+    /// The merge operator, if it is known.
+    #[inline]
+    pub fn operator(&self) -> Option<&Arc<dyn MergeOperator>> {
+        self.operator.get()
+    }
+
+    /// Supplies the operator of this keyspace; one that is known already stays.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the keyspace was created with one of another name, or without.
+    pub fn supply_operator(&self, operator: Arc<dyn MergeOperator>) -> Result<()> {
+        if self.operator_name.as_deref() != Some(operator.name()) {
+            let created = match &self.operator_name {
+                Some(name) => format!("with merge operator {name:?}"),
+                None => "without a merge operator".to_string(),
+            };
+            return Err(Error::invalid(format!(
+                "keyspace {:?} was created {created}; it cannot be opened with {:?}",
+                self.name,
+                operator.name()
+            )));
+        }
+        let _ = self.operator.set(operator);
+        Ok(())
+    }
+
+    pub fn mark_dropped(&self) {
+        self.life.store(DROPPED, Ordering::Release);
+    }
+
+    /// The whole database is closed.
+    pub fn mark_closed(&self) {
+        let _ = self.life.compare_exchange(LIVE, CLOSED, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// # Errors
+    /// `Closed` once the keyspace is dropped or the database closed.
+    #[inline]
+    pub fn check_live(&self) -> Result<()> {
+        if self.life.load(Ordering::Acquire) == LIVE { Ok(()) } else { Err(self.gone()) }
+    }
+
+    /// What a call on a keyspace that is gone gets.
+    #[cold]
+    pub fn gone(&self) -> Error {
+        let what = match self.life.load(Ordering::Acquire) {
+            CLOSED => "the database is closed".to_string(),
+            _ => format!("keyspace {:?} was dropped", self.name),
+        };
+        Error::new(ErrorKind::Closed).context(what)
+    }
+}

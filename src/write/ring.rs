@@ -1,0 +1,216 @@
+//! The commit ring: the order of commits that are under way, and what of them is published.
+//!
+//! ```text
+//!            head                         tail
+//!             v                            v
+//!   ... done | done | under way | done | (free)          slot i of commit number i
+//!             \_ published next  \_ holds the rest back
+//! ```
+//!
+//! 1. [`Ring::push`], under the commit lock, gives a commit its place: its last sequence number
+//!    and the log position after its record.
+//! 2. Outside the lock the writer copies its record to the log and inserts into the memtables,
+//!    in any order with other writers.
+//! 3. [`Ring::finish`] marks the slot done and then publishes: whoever finds the slot at `head`
+//!    done moves `head` on by a compare-and-swap and ratchets the two counters, `visible` and
+//!    `copied`. So both are always a prefix of the commit order, without a lock.
+//! 4. A writer whose predecessors are not done waits in [`Ring::wait_published`]; it spins
+//!    briefly, then sleeps.
+//!
+//! A slot that fails ([`Ring::fail`]) is never passed: nothing after it is published, which is
+//! what recovery will find as well. The structure is that of Pebble's commit pipeline
+//! (`commit.go`), with the log position added.
+
+use super::sync::{AtomicU64, Condvar, Mutex, Ordering, spin};
+
+use crate::file::Lsn;
+use crate::key::SeqNo;
+
+/// Commits under way at once. Each is one thread inside `commit`, so this is no real limit.
+const SLOT_COUNT: u64 = 1024;
+/// Spins before a waiting writer sleeps. The predecessor is typically half a microsecond away.
+const SPIN_COUNT: u32 = 64;
+
+/// A commit's place in the order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    index: u64,
+    /// The sequence number of the commit's last operation.
+    pub last_seqno: SeqNo,
+    /// The log position after its record.
+    pub end_lsn: Lsn,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Number of the commit + 1 once it is done.
+    done: AtomicU64,
+    last_seqno: AtomicU64,
+    end_lsn: AtomicU64,
+}
+
+/// See the module's comment.
+pub(crate) struct Ring {
+    slots: Box<[Slot]>,
+    /// Number of the oldest commit that is not published.
+    head: AtomicU64,
+    /// Number of the next commit. Written under the commit lock.
+    tail: AtomicU64,
+    visible: AtomicU64,
+    copied: AtomicU64,
+    /// 1 once a commit has failed: nothing after it will be published.
+    failed: AtomicU64,
+    /// Threads in the slow path of a wait.
+    sleeper_count: AtomicU64,
+    sleepers: Mutex<()>,
+    published: Condvar,
+}
+
+impl Ring {
+    /// A ring whose next commit follows these positions.
+    pub fn new(visible: SeqNo, copied: Lsn) -> Ring {
+        Ring {
+            slots: (0..SLOT_COUNT).map(|_| Slot::default()).collect(),
+            head: AtomicU64::new(0),
+            tail: AtomicU64::new(0),
+            visible: AtomicU64::new(visible.0),
+            copied: AtomicU64::new(copied.0),
+            failed: AtomicU64::new(0),
+            sleeper_count: AtomicU64::new(0),
+            sleepers: Mutex::new(()),
+            published: Condvar::new(),
+        }
+    }
+
+    /// Every operation up to this one, and none after, may be read.
+    #[inline]
+    pub fn visible(&self) -> SeqNo {
+        SeqNo(self.visible.load(Ordering::Acquire))
+    }
+
+    /// Every byte of the log before this one has been handed to the kernel.
+    #[inline]
+    pub fn copied(&self) -> Lsn {
+        Lsn(self.copied.load(Ordering::Acquire))
+    }
+
+    /// A place that is published already.
+    pub fn published_place(&self) -> Place {
+        Place { index: 0, last_seqno: self.visible(), end_lsn: self.copied() }
+    }
+
+    /// True once a commit has failed.
+    #[inline]
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire) != 0
+    }
+
+    /// The place of the next commit, or `None` if too many are under way: then let go of the
+    /// commit lock, [`Ring::wait_room`], and try again.
+    ///
+    /// Call it under the commit lock only, with positions that never go back.
+    pub fn push(&self, last_seqno: SeqNo, end_lsn: Lsn) -> Option<Place> {
+        let index = self.tail.load(Ordering::Relaxed);
+        if index - self.head.load(Ordering::Acquire) == SLOT_COUNT {
+            return None;
+        }
+        let slot = self.slot(index);
+        slot.last_seqno.store(last_seqno.0, Ordering::Relaxed);
+        slot.end_lsn.store(end_lsn.0, Ordering::Relaxed);
+        self.tail.store(index + 1, Ordering::Release);
+        Some(Place { index, last_seqno, end_lsn })
+    }
+
+    /// The commit's record is copied and its operations are inserted: publish what can be.
+    pub fn finish(&self, place: Place) {
+        self.slot(place.index).done.store(place.index + 1, Ordering::Release);
+        self.publish();
+    }
+
+    /// The commit's record could not be written. Wakes everyone who waits behind it.
+    pub fn fail(&self) {
+        self.failed.store(1, Ordering::SeqCst);
+        let _guard = self.sleepers.lock();
+        self.published.notify_all();
+    }
+
+    fn slot(&self, index: u64) -> &Slot {
+        &self.slots[(index % SLOT_COUNT) as usize]
+    }
+
+    fn publish(&self) {
+        let mut published = false;
+        loop {
+            let head = self.head.load(Ordering::Acquire);
+            let slot = self.slot(head);
+            if slot.done.load(Ordering::Acquire) != head + 1 {
+                break;
+            }
+            // If the exchange succeeds, the slot was still that of commit `head` when it was
+            // read: a slot is used again only after `head` has passed it, and `head` never
+            // goes back.
+            let last_seqno = slot.last_seqno.load(Ordering::Relaxed);
+            let end_lsn = slot.end_lsn.load(Ordering::Relaxed);
+            let next = self.head.compare_exchange(
+                head,
+                head + 1,
+                Ordering::SeqCst,
+                Ordering::Acquire,
+            );
+            if next.is_ok() {
+                // `copied` first: whoever sees a commit may rely on its record being copied.
+                self.copied.fetch_max(end_lsn, Ordering::AcqRel);
+                self.visible.fetch_max(last_seqno, Ordering::SeqCst);
+                published = true;
+            }
+        }
+        // Pairs with `sleep_until`: it raises the count before it looks at `visible`.
+        if published && self.sleeper_count.load(Ordering::SeqCst) > 0 {
+            let _guard = self.sleepers.lock();
+            self.published.notify_all();
+        }
+    }
+
+    /// Waits until the commit is published. False if it never will be, because it or a commit
+    /// before it failed.
+    pub fn wait_published(&self, place: Place) -> bool {
+        for _ in 0..SPIN_COUNT {
+            if self.visible() >= place.last_seqno {
+                return true;
+            }
+            spin();
+        }
+        self.wait_visible(place.last_seqno)
+    }
+
+    /// Waits until every operation through `seqno` is published, or the ring has failed.
+    pub fn wait_visible(&self, seqno: SeqNo) -> bool {
+        self.sleep_until(|ring| ring.visible.load(Ordering::SeqCst) >= seqno.0);
+        self.visible() >= seqno
+    }
+
+    /// True if [`Ring::push`] will succeed. Call it under the commit lock.
+    pub fn has_room(&self) -> bool {
+        self.tail.load(Ordering::Relaxed) - self.head.load(Ordering::Acquire) < SLOT_COUNT
+    }
+
+    /// Waits until [`Ring::push`] may succeed, or the ring has failed.
+    pub fn wait_room(&self) {
+        self.sleep_until(|ring| {
+            ring.tail.load(Ordering::SeqCst) - ring.head.load(Ordering::SeqCst) < SLOT_COUNT
+        });
+    }
+
+    fn sleep_until(&self, reached: impl Fn(&Ring) -> bool) {
+        if reached(self) {
+            return;
+        }
+        self.sleeper_count.fetch_add(1, Ordering::SeqCst);
+        let mut guard = self.sleepers.lock();
+        while !reached(self) && !self.has_failed() {
+            self.published.wait(&mut guard);
+        }
+        drop(guard);
+        self.sleeper_count.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,224 @@
+//! What of the log is durable, and who waits for it.
+//!
+//! A writer that finds no sync under way syncs the log itself: alone, that is the fastest. Those
+//! that come meanwhile wait; when the sync ends and more is wanted, the syncer thread takes over
+//! and syncs for all of them at once (measured 1.5 to 2 times the rate of handing over from
+//! writer to writer at 8 to 32 writers).
+//!
+//! The sync never runs under the commit lock. It samples what is copied, syncs the files oldest
+//! first, and publishes exactly its sample as durable.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
+use std::time::Duration;
+
+use crate::error::{DegradedCause, Error, Result};
+use crate::file::Lsn;
+use crate::runtime::{Condvar, Mutex};
+use crate::write::commit::Pipeline;
+
+/// See the module's comment.
+pub(crate) struct Syncer {
+    durable: AtomicU64,
+    state: Mutex<State>,
+    /// A sync ended, or failed.
+    done: Condvar,
+    /// The syncer thread has work.
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// A thread is syncing, or the syncer thread is about to.
+    running: bool,
+    /// The largest position that somebody waits for.
+    wanted: Lsn,
+    /// Set once a sync has failed: nothing that is not durable will become so.
+    failure: Option<Error>,
+    /// Tickets that are awaited, with the position that each waits for.
+    wakers: Vec<(Lsn, Waker)>,
+    stopped: bool,
+}
+
+impl Syncer {
+    pub fn new(durable: Lsn) -> Syncer {
+        Syncer {
+            durable: AtomicU64::new(durable.0),
+            state: Mutex::new(State::default()),
+            done: Condvar::new(),
+            work: Condvar::new(),
+        }
+    }
+
+    /// Every byte of the log before this one survives power loss.
+    #[inline]
+    pub fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::Acquire))
+    }
+
+    /// Asks the syncer thread for a sync through `lsn` without waiting for it.
+    pub fn request(&self, lsn: Lsn) {
+        if self.durable() >= lsn {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.wanted = state.wanted.max(lsn);
+        if !state.running {
+            state.running = true;
+            self.work.notify_one();
+        }
+    }
+
+    /// Calls `waker` once the log is durable through `lsn` or cannot become so. True if that is
+    /// the case already.
+    pub fn wake_when_durable(&self, lsn: Lsn, waker: &Waker) -> bool {
+        let mut state = self.state.lock();
+        if self.durable() >= lsn || state.failure.is_some() || state.stopped {
+            return true;
+        }
+        if !state.wakers.iter().any(|(at, known)| *at == lsn && known.will_wake(waker)) {
+            state.wakers.push((lsn, waker.clone()));
+        }
+        false
+    }
+
+    /// Wakes everyone: what is not durable now will not become so.
+    pub fn fail(&self, error: &Error) {
+        let mut state = self.state.lock();
+        state.failure.get_or_insert_with(|| error.duplicate());
+        self.wake(&mut state);
+    }
+
+    /// Ends the syncer thread.
+    pub fn stop(&self) {
+        let mut state = self.state.lock();
+        state.stopped = true;
+        self.work.notify_all();
+        self.wake(&mut state);
+    }
+
+    /// Forgets a failure, after everything visible was made durable by other means through
+    /// `durable`.
+    pub fn reset(&self, durable: Lsn) {
+        let mut state = self.state.lock();
+        state.failure = None;
+        self.durable.fetch_max(durable.0, Ordering::AcqRel);
+        self.wake(&mut state);
+    }
+
+    /// Everything before `lsn` is durable by other means: in tables that the manifest names.
+    pub fn covered(&self, lsn: Lsn) {
+        self.durable.fetch_max(lsn.0, Ordering::AcqRel);
+        let mut state = self.state.lock();
+        self.wake(&mut state);
+    }
+
+    fn wake(&self, state: &mut State) {
+        let durable = self.durable();
+        let all = state.failure.is_some() || state.stopped;
+        state.wakers.retain(|(lsn, waker)| {
+            let due = all || *lsn <= durable;
+            if due {
+                waker.wake_by_ref();
+            }
+            !due
+        });
+        self.done.notify_all();
+    }
+}
+
+impl Pipeline {
+    /// Waits until the log is durable through `lsn`, which must be published.
+    ///
+    /// # Errors
+    /// If a sync has failed: what was not durable before is unknown until resume or reopen.
+    pub fn wait_durable(&self, lsn: Lsn) -> Result<()> {
+        let syncer = &self.syncer;
+        if syncer.durable() >= lsn {
+            return Ok(());
+        }
+        let mut state = syncer.state.lock();
+        loop {
+            if syncer.durable() >= lsn {
+                return Ok(());
+            }
+            if let Some(failure) = &state.failure {
+                return Err(Error::degraded(DegradedCause::LogSync).context(failure.to_string()));
+            }
+            if state.running {
+                state.wanted = state.wanted.max(lsn);
+                syncer.done.wait(&mut state);
+                continue;
+            }
+            state.running = true;
+            drop(state);
+            let synced = self.sync_once();
+            state = syncer.state.lock();
+            self.end_sync(&mut state, synced);
+            if state.running {
+                syncer.work.notify_one();
+            }
+        }
+    }
+
+    /// One sync of everything that is copied now.
+    fn sync_once(&self) -> Result<Lsn> {
+        let sample = self.ring.copied();
+        self.logs.sync(sample)?;
+        Ok(sample)
+    }
+
+    /// Publishes a sync's outcome; `running` stays set if more is wanted.
+    fn end_sync(&self, state: &mut State, synced: Result<Lsn>) {
+        match synced {
+            Ok(sample) => {
+                self.syncer.durable.fetch_max(sample.0, Ordering::AcqRel);
+                state.running = state.wanted > sample;
+                if state.running && self.ring.has_failed() {
+                    // What is wanted will never be copied.
+                    state.running = false;
+                    state.failure.get_or_insert(self.breaker.error());
+                }
+            }
+            Err(error) => {
+                state.running = false;
+                // No commit that is not durable may be acknowledged as such, and no later sync
+                // may be trusted: the kernel may have dropped what it could not write.
+                self.breaker.open(DegradedCause::LogSync, &error);
+                state.failure.get_or_insert(error);
+            }
+        }
+        self.syncer.wake(state);
+    }
+
+    /// The syncer thread: syncs whenever more is wanted, and at least once in `interval`.
+    pub fn run_syncer(&self, interval: Option<Duration>) {
+        let syncer = &self.syncer;
+        let mut state = syncer.state.lock();
+        loop {
+            let mut due = false;
+            while !state.running && !state.stopped && !due {
+                match interval {
+                    Some(interval) => due = syncer.work.wait_for(&mut state, interval),
+                    None => syncer.work.wait(&mut state),
+                }
+            }
+            if state.stopped {
+                state.running = false;
+                syncer.done.notify_all();
+                return;
+            }
+            let behind = self.ring.copied() > syncer.durable();
+            if state.failure.is_some() || (due && !behind) {
+                state.running = false;
+                syncer.done.notify_all();
+                continue;
+            }
+            state.running = true;
+            drop(state);
+            let synced = self.sync_once();
+            state = syncer.state.lock();
+            self.end_sync(&mut state, synced);
+        }
+    }
+}
