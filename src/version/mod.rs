@@ -32,7 +32,8 @@ use crate::cursor::ValueRef;
 use crate::error::Result;
 use crate::file::FileNumber;
 use crate::key::{EntryKind, SeqNo};
-use crate::table::{Table, TableFacts};
+use crate::table::TableFacts;
+use crate::table::reader::Table;
 use crate::version::cursor::RunCursor;
 use crate::version::run::Run;
 
