@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::compaction::run::{Output, write_tables};
+use crate::compaction::run::{Cuts, Output, write_tables};
 use crate::compaction::survive::{Below, Survivors};
 use crate::cursor::merge::MergeCursor;
 use crate::error::Result;
@@ -23,10 +23,11 @@ pub(crate) fn flush<'a>(
     memtables: impl Iterator<Item = &'a Arc<Memtable>>,
     snapshots: Vec<SeqNo>,
     operator: Option<Arc<dyn MergeOperator>>,
+    cuts: Cuts,
     output: &Output<'_>,
 ) -> Result<Vec<TableFacts>> {
     let merged = MergeCursor::new(memtables.map(|memtable| memtable.cursor()).collect());
     let below = Below::anything();
     let mut survivors = Survivors::new(merged, snapshots, below, operator)?;
-    write_tables(&mut survivors, output)
+    write_tables(&mut survivors, cuts, output)
 }

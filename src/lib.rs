@@ -40,6 +40,8 @@ mod write;
 
 mod db;
 
+pub mod tools;
+
 pub use crate::db::batch::Batch;
 pub use crate::db::keyspace::{Keyspace, KeyspaceOptions};
 pub use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};

@@ -177,9 +177,10 @@ impl Batch {
         let Some(place) = self.submit(Patience::Wait)? else {
             return Ok(Ticket::done(self.handle.engine.pipeline.clone()));
         };
-        let engine = &self.handle.engine;
-        engine.charge(self.user_bytes, Patience::Wait);
+        let user_bytes = self.user_bytes;
         self.clear();
+        let engine = &self.handle.engine;
+        engine.charge(user_bytes, Patience::Wait);
         Ok(Ticket::new(engine.pipeline.clone(), place, durability))
     }
 

@@ -75,10 +75,15 @@ impl Catalog {
     /// begun, and every later call fails.
     pub fn append(&mut self, mut edit: Edit, next_file: FileNumber) -> Result<()> {
         let ahead = FileNumber(next_file.0 + FILES_AHEAD);
-        edit.next_file = Some(ahead.max(self.state.next_file));
+        edit.next_file = Some(ahead.max(self.state.next_file()));
         let mut state = self.state.clone();
         state.apply(&edit).map_err(|why| {
-            Error::corruption(self.path(), self.writer.bytes(), "an edit that applies", why.to_string())
+            Error::corruption(
+                self.path(),
+                self.writer.bytes(),
+                "an edit that applies",
+                why.to_string(),
+            )
         })?;
         self.writer.append(&edit)?;
         self.state = state;
@@ -124,17 +129,17 @@ impl Catalog {
 
     /// File numbers below this one may be given out.
     pub fn file_lease(&self) -> FileNumber {
-        self.state.next_file
+        self.state.next_file()
     }
 
     /// Sequence numbers up to this one may be given out.
     pub fn seqno_lease(&self) -> SeqNo {
-        self.state.seqno_lease
+        self.state.seqno_lease()
     }
 
     /// Where a replay would begin.
     pub fn replay_from(&self) -> Lsn {
-        self.state.replay_from
+        self.state.replay_from()
     }
 
     pub fn path(&self) -> PathBuf {

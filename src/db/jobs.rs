@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::compaction::picker::Plan;
+use crate::compaction::picker::{Claims, Plan, Scores, flush_cuts};
 use crate::compaction::run::{Output, write_tables};
 use crate::compaction::survive::Survivors;
 use crate::cursor::merge::MergeCursor;
@@ -24,7 +24,7 @@ use crate::flush::flush;
 use crate::fs;
 use crate::key::SeqNo;
 use crate::manifest::edit::{Edit, TableAdded, TableRemoved};
-use crate::options::Compression;
+use crate::options::{Compression, Limits, Options};
 use crate::table::{Table, TableConfig, TableFacts};
 use crate::tree::{Frozen, Tree, View};
 use crate::version::{Added, LEVEL_LAST, Version};
@@ -38,11 +38,11 @@ impl Engine {
         if !self.pipeline.ring.wait_visible(newest.last_seqno) {
             return Err(self.pipeline.breaker.error());
         }
-        let config = self.table_config(0);
-        let base = view.version.base_level();
-        let output = self.output(&config, view.version.fences(base));
+        let cuts = flush_cuts(&view.version, &self.limits);
         let memtables = view.frozen.iter().map(|frozen| &frozen.memtable);
-        let facts = flush(memtables, self.snapshots.boundaries(), tree.operator(), &output)?;
+        let (boundaries, operator) = (self.snapshots.boundaries(), tree.operator().cloned());
+        let facts =
+            self.with_output(0, |output| flush(memtables, boundaries, operator, cuts, output))?;
         let written: u64 = facts.iter().map(|facts| facts.bytes).sum();
         self.totals.flush_bytes.fetch_add(written, Ordering::Relaxed);
         self.totals.flush_count.fetch_add(1, Ordering::Relaxed);
@@ -114,7 +114,7 @@ impl Engine {
     /// Runs a compaction that was planned.
     pub fn compact(&self, tree: &Arc<Tree>, plan: &Plan) -> Result<()> {
         let facts = if plan.trivial_move {
-            plan.inputs.iter().map(|(_, table)| table.facts().clone()).collect()
+            plan.tables().map(|(_, table)| table.facts().clone()).collect()
         } else {
             self.rewrite(tree, plan)?
         };
@@ -128,12 +128,11 @@ impl Engine {
             return Ok(());
         }
         let added: Vec<Added<Table>> = if plan.trivial_move {
-            plan.inputs.iter().map(|(_, table)| (plan.to_level, 0, table.clone())).collect()
+            plan.tables().map(|(_, table)| (plan.to_level, 0, table.clone())).collect()
         } else {
             self.open_tables(plan.to_level, 0, facts)?
         };
-        let removed: Vec<_> =
-            plan.inputs.iter().map(|(level, table)| (*level, table.facts().number)).collect();
+        let removed = plan.removed();
         let edit = Edit {
             tables_added: added.iter().map(|added| table_added(tree, added)).collect(),
             tables_removed: removed
@@ -167,15 +166,14 @@ impl Engine {
 
     /// Merges the inputs of a compaction into new tables.
     fn rewrite(&self, tree: &Tree, plan: &Plan) -> Result<Vec<TableFacts>> {
-        let config = self.table_config(plan.to_level);
-        let output = self.output(&config, plan.grandparents.clone());
         let merged = MergeCursor::new(plan.cursors());
-        let boundaries = self.snapshots.boundaries();
-        let mut survivors =
-            Survivors::new(merged, boundaries, plan.below.clone(), tree.operator())?;
-        let facts = write_tables(&mut survivors, &output)?;
+        let (boundaries, below) = (self.snapshots.boundaries(), plan.below.clone());
+        let mut survivors = Survivors::new(merged, boundaries, below, tree.operator().cloned())?;
+        let facts = self.with_output(plan.to_level, |output| {
+            write_tables(&mut survivors, plan.cuts.clone(), output)
+        })?;
         self.sync_tables(&facts)?;
-        let read: u64 = plan.inputs.iter().map(|(_, table)| table.facts().bytes).sum();
+        let read = plan.bytes();
         let written: u64 = facts.iter().map(|facts| facts.bytes).sum();
         self.totals.compaction_read_bytes.fetch_add(read, Ordering::Relaxed);
         self.totals.compaction_written_bytes.fetch_add(written, Ordering::Relaxed);
@@ -206,12 +204,18 @@ impl Engine {
         }
     }
 
-    fn table_config(&self, level: u8) -> TableConfig {
-        let lz4 = match self.options.compression {
-            Compression::None => false,
-            Compression::Lz4 => level + 1 >= LEVEL_LAST,
-        };
-        TableConfig { block_bytes: self.limits.block_bytes, lz4, filter: self.options.filter }
+    /// Calls `write` with where and how tables of this level are written.
+    fn with_output<T>(&self, level: u8, write: impl FnOnce(&Output<'_>) -> Result<T>) -> Result<T> {
+        let config = table_config(&self.options, &self.limits, level);
+        write(&Output {
+            fs: &*self.fs,
+            dir: &self.dir,
+            config: &config,
+            table_bytes: self.limits.table_bytes as u64,
+            next_number: &|| self.next_file_number(),
+            cancelled: &|| self.work.is_stopped(),
+            progress: &|_| {},
+        })
     }
 
     /// Makes the names of new tables durable.
@@ -223,7 +227,12 @@ impl Engine {
         self.fs.sync_dir(&self.dir).map_err(|e| Error::io("sync", &self.dir, e))
     }
 
-    fn open_tables(&self, level: u8, run: u64, facts: Vec<TableFacts>) -> Result<Vec<Added<Table>>> {
+    fn open_tables(
+        &self,
+        level: u8,
+        run: u64,
+        facts: Vec<TableFacts>,
+    ) -> Result<Vec<Added<Table>>> {
         let open = |facts| {
             let mode = self.options.read_mode;
             Ok((level, run, Table::open(&*self.fs, &self.dir, facts, mode, &self.cache)?))
@@ -242,8 +251,8 @@ impl Engine {
     }
 
     fn note_version(&self, tree: &Tree) {
-        let debt = crate::compaction::picker::debt_bytes(&tree.view().version, &self.limits);
-        tree.debt_bytes.store(debt, Ordering::Relaxed);
+        let scores = Scores::of(&tree.view().version, &self.limits, &Claims::default());
+        tree.debt_bytes.store(scores.debt_bytes(), Ordering::Relaxed);
     }
 
     /// What the background threads sustain: user bytes flushed since the last call, by their busy
@@ -253,6 +262,15 @@ impl Engine {
         let threads = self.options.threads.max(1) as u64;
         self.pressure.sustained(user_bytes, std::time::Duration::from_nanos(busy / threads));
     }
+}
+
+/// How tables of this level are encoded.
+pub(crate) fn table_config(options: &Options, limits: &Limits, level: u8) -> TableConfig {
+    let lz4 = match options.compression {
+        Compression::None => false,
+        Compression::Lz4 => level + 1 >= LEVEL_LAST,
+    };
+    TableConfig { block_bytes: limits.block_bytes, lz4, filter: options.filter }
 }
 
 fn table_added(tree: &Tree, (level, run, table): &Added<Table>) -> TableAdded {

@@ -101,11 +101,7 @@ impl Keyspace {
     /// As [`Keyspace::put`]; `InvalidArgument` too if the keyspace has no operator or the
     /// operator refuses the operand.
     #[inline]
-    pub fn merge<'a>(
-        &self,
-        key: impl AsRef<[u8]>,
-        operand: impl Into<Operand<'a>>,
-    ) -> Result<()> {
+    pub fn merge<'a>(&self, key: impl AsRef<[u8]>, operand: impl Into<Operand<'a>>) -> Result<()> {
         self.merge_with(key.as_ref(), &operand.into(), Patience::Wait)
     }
 
@@ -152,13 +148,7 @@ impl Keyspace {
     }
 
     #[inline]
-    fn write(
-        &self,
-        kind: EntryKind,
-        key: &[u8],
-        value: &[u8],
-        patience: Patience,
-    ) -> Result<()> {
+    fn write(&self, kind: EntryKind, key: &[u8], value: &[u8], patience: Patience) -> Result<()> {
         self.engine().write_one(&self.tree, kind, key, value, patience)
     }
 
@@ -316,11 +306,7 @@ impl Tree {
 
 impl Engine {
     /// Opens or creates a keyspace.
-    pub(crate) fn open_keyspace(
-        &self,
-        name: &str,
-        options: KeyspaceOptions,
-    ) -> Result<Arc<Tree>> {
+    pub(crate) fn open_keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<Arc<Tree>> {
         check_name(name)?;
         let mut catalog = self.catalog.lock();
         if let Some(tree) = self.tree(name) {
@@ -335,8 +321,7 @@ impl Engine {
         self.pipeline.wait_durable(self.pipeline.ring.copied())?;
         let id = catalog.state().next_keyspace();
         let operator_name = options.operator.as_ref().map(|operator| operator.name().to_string());
-        let facts =
-            KeyspaceFacts { id, name: name.to_string(), operator: operator_name.clone() };
+        let facts = KeyspaceFacts { id, name: name.to_string(), operator: operator_name.clone() };
         let edit = Edit {
             keyspaces_created: vec![facts],
             next_keyspace: Some(KeyspaceId(id.0 + 1)),
@@ -348,8 +333,7 @@ impl Engine {
         let view = View { active: active.clone(), frozen: Vec::new(), version };
         let mut commit = self.pipeline.lock();
         let slot = commit.add_slot(active);
-        let tree =
-            Tree::new(id, name.to_string(), slot, operator_name, options.operator, view);
+        let tree = Tree::new(id, name.to_string(), slot, operator_name, options.operator, view);
         let tree = Arc::new(tree);
         let trees = self.trees.load_full();
         let all: Vec<Arc<Tree>> = trees.iter().cloned().chain([tree.clone()]).collect();

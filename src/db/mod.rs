@@ -32,7 +32,7 @@ use crate::db::snapshot::Snapshot;
 use crate::db::stats::Stats;
 use crate::error::{DegradedCause, Error, Result};
 use crate::fs::Fs;
-use crate::fs::real::RealFs;
+use crate::fs::RealFs;
 use crate::manifest::edit::Edit;
 use crate::options::{Compression, Durability, Filter, Options, ReadMode};
 use crate::runtime::{Mutex, Runtime, Task};
@@ -78,7 +78,7 @@ impl Db {
     /// # Errors
     /// As [`Db::open`].
     pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Db> {
-        Db::open_inner(RealFs::shared(), Runtime::threads(), path.as_ref(), options)
+        Db::open_inner(Arc::new(RealFs::new()), Runtime::threads(), path.as_ref(), options)
     }
 
     /// Opens a database on a file system and a runtime of the caller's: for tests.
@@ -98,8 +98,7 @@ impl Db {
     fn open_inner(fs: Arc<dyn Fs>, runtime: Runtime, dir: &Path, options: Options) -> Result<Db> {
         let engine = open::open(fs, runtime, dir, options)
             .map_err(|error| error.context(format!("open {}", dir.display())))?;
-        let tasks =
-            engine.spawn().map_err(|error| Error::io("start threads for", dir, error))?;
+        let tasks = engine.spawn().map_err(|error| Error::io("start threads for", dir, error))?;
         let tree = engine.tree(DEFAULT_KEYSPACE).expect("every database has it");
         engine.measure_pressure();
         let handle = Arc::new(Handle { engine, tasks: Mutex::new(tasks) });

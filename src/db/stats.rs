@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::compaction::picker::{Claims, Scores};
 use crate::db::engine::Engine;
 use crate::error::{BusyCause, DegradedCause};
-use crate::key::SeqNo;
 use crate::tree::Tree;
 use crate::version::LEVEL_COUNT;
 use crate::write::breaker::BreakerState;
@@ -113,8 +112,7 @@ impl Stats {
     pub(crate) fn of(engine: &Engine) -> Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let trees = engine.trees.load();
-        let keyspaces: Vec<_> =
-            trees.iter().map(|tree| KeyspaceStats::of(engine, tree)).collect();
+        let keyspaces: Vec<_> = trees.iter().map(|tree| KeyspaceStats::of(engine, tree)).collect();
         let levels = keyspaces.iter().flat_map(|keyspace| &keyspace.levels);
         let table_bytes = levels.map(|level| level.bytes).sum();
         let totals = &engine.totals;
@@ -157,8 +155,7 @@ impl Stats {
 impl KeyspaceStats {
     fn of(engine: &Engine, tree: &Tree) -> KeyspaceStats {
         let view = tree.view();
-        let oldest = engine.snapshots.boundaries().first().copied().unwrap_or(SeqNo::MAX);
-        let scores = Scores::of(&view.version, &engine.limits, &Claims::default(), oldest);
+        let scores = Scores::of(&view.version, &engine.limits, &Claims::default());
         let level = |level: usize| LevelStats {
             files: view.version.tables().filter(|(at, _)| usize::from(*at) == level).count() as u64,
             bytes: view.version.level_bytes(level as u8),
@@ -236,7 +233,12 @@ impl fmt::Display for Stats {
             Bytes(memory.block_cache),
             Bytes(memory.tables),
         )?;
-        writeln!(f, "on disk   tables {}, logs {}", Bytes(self.table_bytes), Bytes(self.log_bytes))?;
+        writeln!(
+            f,
+            "on disk   tables {}, logs {}",
+            Bytes(self.table_bytes),
+            Bytes(self.log_bytes)
+        )?;
         writeln!(
             f,
             "written   user {}, log {}, {} flushes {}, {} compactions {} (read {}); write \

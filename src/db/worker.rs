@@ -6,16 +6,16 @@
 //! - the *log thread* keeps a spare log ready and the pages ahead of the log's end present.
 //! - the *syncer* is [`crate::write::syncer`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::compaction::picker::{self, Plan};
+use crate::compaction::picker::{self, ClaimId, Claims, Plan, RangeStep};
 use crate::db::engine::Engine;
 use crate::error::{DegradedCause, ErrorKind, Result};
 use crate::file::{FileNumber, HEADER_BYTES};
-use crate::key::KeyspaceId;
+use crate::key::{KeyspaceId, SeqNo};
 use crate::runtime::{Condvar, Mutex, Priority, Task};
 use crate::tree::Tree;
 
@@ -30,10 +30,14 @@ pub(crate) struct Work {
     state: Mutex<State>,
     /// There may be a job, or one ended.
     changed: Condvar,
+    /// Held while a spare log is made. Lock order: before the catalog.
+    preparing: Mutex<()>,
     log_state: Mutex<LogState>,
     log_changed: Condvar,
     /// Free bytes of the file system, as last looked at.
     free_bytes: AtomicU64,
+    /// The same as `State::stopped`, for those who look often.
+    stopped: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +45,8 @@ struct State {
     stopped: bool,
     running_jobs: usize,
     flushing: HashSet<KeyspaceId>,
-    compacting: HashSet<FileNumber>,
+    /// What compactions work on, by keyspace.
+    claims: HashMap<KeyspaceId, Claims>,
     /// Somebody waits until nothing is left to do, removal of files included.
     settling: usize,
 }
@@ -67,9 +72,11 @@ impl Default for Work {
         Work {
             state: Mutex::default(),
             changed: Condvar::default(),
+            preparing: Mutex::default(),
             log_state: Mutex::default(),
             log_changed: Condvar::default(),
             free_bytes: AtomicU64::new(u64::MAX),
+            stopped: AtomicBool::new(false),
         }
     }
 }
@@ -90,10 +97,16 @@ impl Work {
 
     /// Ends all loops. Jobs under way end first.
     pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
         self.state.lock().stopped = true;
         self.changed.notify_all();
         self.log_state.lock().stopped = true;
         self.log_changed.notify_all();
+    }
+
+    /// True once jobs under way should end early: the database closes.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     pub fn free_bytes(&self) -> u64 {
@@ -125,16 +138,16 @@ impl Engine {
     fn run_worker(&self) {
         let mut state = self.work.state.lock();
         while !state.stopped {
-            let Some(job) = self.find_job(&state) else {
+            let Some(job) = self.find_job(&mut state) else {
                 self.work.changed.notify_all();
                 self.work.changed.wait_for(&mut state, PROBE);
                 continue;
             };
-            claim(&mut state, &job, true);
+            let claim = state.claim(&job);
             drop(state);
             let ran = self.run_job(&job);
             state = self.work.state.lock();
-            claim(&mut state, &job, false);
+            state.release(&job, claim);
             self.work.changed.notify_all();
             if ran.is_err() {
                 // Whatever it was opened the breaker, or another attempt would fail the same
@@ -145,7 +158,7 @@ impl Engine {
     }
 
     /// The most urgent job that nobody does yet.
-    fn find_job(&self, state: &State) -> Option<Job> {
+    fn find_job(&self, state: &mut State) -> Option<Job> {
         if let Err(error) = self.pipeline.breaker.check() {
             let full = matches!(error.kind(), ErrorKind::NoSpace);
             return (full && state.running_jobs == 0).then_some(Job::Probe);
@@ -160,14 +173,13 @@ impl Engine {
         if let Some(tree) = to_flush.max_by_key(frozen_bytes) {
             return Some(Job::Flush(tree.clone()));
         }
-        let plan_for = |tree: &Arc<Tree>| {
+        let oldest = self.oldest_snapshot();
+        for tree in trees.iter() {
+            let claims = state.claims.entry(tree.id).or_default();
             let view = tree.view();
-            let plan = picker::pick(&view.version, &self.limits, &state.compacting)?;
-            Some((tree.clone(), plan))
-        };
-        let plans = trees.iter().filter_map(plan_for);
-        if let Some((tree, plan)) = plans.max_by(|a, b| a.1.score.total_cmp(&b.1.score)) {
-            return Some(Job::Compact(tree, plan));
+            if let Some(plan) = picker::pick(&view.version, &self.limits, claims, oldest) {
+                return Some(Job::Compact(tree.clone(), plan));
+            }
         }
         // Without a settler, files wait for the next edit: a record of its own is an fsync.
         let idle = state.running_jobs == 0;
@@ -205,7 +217,7 @@ impl Engine {
             if broken.is_err() || state.stopped {
                 break broken;
             }
-            if state.running_jobs == 0 && self.find_job(&state).is_none() {
+            if state.running_jobs == 0 && self.find_job(&mut state).is_none() {
                 break Ok(());
             }
             self.work.changed.wait_for(&mut state, PROBE);
@@ -214,31 +226,44 @@ impl Engine {
         outcome
     }
 
-    /// Runs `job` now, unless its tables are in a compaction: then waits for that one.
-    pub fn run_exclusively<T>(
+    /// Claims the next step of a manual compaction; waits while others are in its way. `None` once
+    /// nothing is left to do.
+    ///
+    /// # Errors
+    /// If the breaker opens, or the database closes, meanwhile.
+    pub fn claim_step(
         &self,
-        mut claimable: impl FnMut(&HashSet<FileNumber>) -> Option<Job>,
-        run: impl FnOnce(&Job) -> Result<T>,
-    ) -> Result<Option<T>> {
+        tree: &Tree,
+        next: &mut impl FnMut(&Claims) -> RangeStep,
+    ) -> Result<Option<(Plan, ClaimId)>> {
         let mut state = self.work.state.lock();
-        let job = loop {
+        loop {
             self.pipeline.breaker.check()?;
-            if state.stopped {
-                return Ok(None);
+            tree.check_live()?;
+            let claims = state.claims.entry(tree.id).or_default();
+            match next(claims) {
+                RangeStep::Done => return Ok(None),
+                RangeStep::Plan(plan) => {
+                    let claim = claims.claim(&plan);
+                    state.running_jobs += 1;
+                    return Ok(Some((plan, claim)));
+                }
+                RangeStep::Wait => _ = self.work.changed.wait_for(&mut state, PROBE),
             }
-            match claimable(&state.compacting) {
-                Some(job) => break job,
-                None if state.compacting.is_empty() => return Ok(None),
-                None => _ = self.work.changed.wait_for(&mut state, PROBE),
-            }
-        };
-        claim(&mut state, &job, true);
-        drop(state);
-        let ran = run(&job);
+        }
+    }
+
+    /// Ends a step that was claimed.
+    pub fn end_step(&self, tree: &Tree, claim: ClaimId) {
         let mut state = self.work.state.lock();
-        claim(&mut state, &job, false);
+        state.claims.entry(tree.id).or_default().release(claim);
+        state.running_jobs -= 1;
         self.work.changed.notify_all();
-        ran.map(Some)
+    }
+
+    /// The oldest registered snapshot, or beyond every number without one.
+    pub fn oldest_snapshot(&self) -> SeqNo {
+        self.snapshots.boundaries().first().copied().unwrap_or(SeqNo::MAX)
     }
 
     /// Waits until no memtable of `tree` is frozen.
@@ -298,6 +323,8 @@ impl Engine {
     /// Sees to it that there is a spare log with room for a record of this size.
     pub fn prepare_spare(&self, record_bytes: u64) -> Result<()> {
         let logs = &self.pipeline.logs;
+        // One at a time: numbers of log files rise with their positions.
+        let _one_at_a_time = self.work.preparing.lock();
         if logs.has_spare(record_bytes) {
             return Ok(());
         }
@@ -330,27 +357,28 @@ impl Engine {
     }
 }
 
-/// Claims what a job works on, or lets go of it.
-fn claim(state: &mut State, job: &Job, claimed: bool) {
-    if claimed {
-        state.running_jobs += 1;
-    } else {
-        state.running_jobs -= 1;
-    }
-    match job {
-        Job::Flush(tree) if claimed => _ = state.flushing.insert(tree.id),
-        Job::Flush(tree) => _ = state.flushing.remove(&tree.id),
-        Job::Compact(_, plan) => {
-            for (_, table) in &plan.inputs {
-                let number = table.facts().number;
-                let changed = if claimed {
-                    state.compacting.insert(number)
-                } else {
-                    state.compacting.remove(&number)
-                };
-                assert!(changed, "a table is in one compaction at a time");
+impl State {
+    /// Marks what a job works on as taken.
+    fn claim(&mut self, job: &Job) -> Option<ClaimId> {
+        self.running_jobs += 1;
+        match job {
+            Job::Flush(tree) => {
+                self.flushing.insert(tree.id);
+                None
             }
+            Job::Compact(tree, plan) => Some(self.claims.entry(tree.id).or_default().claim(plan)),
+            Job::Clean | Job::Probe => None,
         }
-        Job::Clean | Job::Probe => {}
+    }
+
+    fn release(&mut self, job: &Job, claim: Option<ClaimId>) {
+        self.running_jobs -= 1;
+        match (job, claim) {
+            (Job::Flush(tree), _) => _ = self.flushing.remove(&tree.id),
+            (Job::Compact(tree, _), Some(claim)) => {
+                self.claims.entry(tree.id).or_default().release(claim);
+            }
+            _ => {}
+        }
     }
 }

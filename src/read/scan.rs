@@ -491,12 +491,7 @@ struct End {
 pub type Entry = (Slice, Slice);
 
 impl Iter {
-    pub(crate) fn new(
-        tree: Arc<Tree>,
-        view: Arc<View>,
-        snapshot: SeqNo,
-        range: KeyRange,
-    ) -> Iter {
+    pub(crate) fn new(tree: Arc<Tree>, view: Arc<View>, snapshot: SeqNo, range: KeyRange) -> Iter {
         let source = Pinned { tree, view, snapshot };
         Iter { source, range, front: End::default(), back: End::default(), done: false }
     }

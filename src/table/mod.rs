@@ -61,6 +61,11 @@ pub(crate) mod filter;
 pub(crate) mod layout;
 pub(crate) mod reader;
 
+pub(crate) use crate::table::builder::TableBuilder;
+pub(crate) use crate::table::cache::BlockCache;
+pub(crate) use crate::table::cursor::TableCursor;
+pub(crate) use crate::table::reader::Table;
+
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

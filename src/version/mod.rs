@@ -32,9 +32,8 @@ use crate::cursor::ValueRef;
 use crate::error::Result;
 use crate::file::FileNumber;
 use crate::key::{EntryKind, SeqNo};
-use crate::table::TableFacts;
-use crate::table::reader::Table;
-use crate::version::cursor::RunCursor;
+use crate::table::{Table, TableFacts};
+pub(crate) use crate::version::cursor::RunCursor;
 use crate::version::run::Run;
 
 /// Levels 0 to 6.

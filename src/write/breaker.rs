@@ -72,9 +72,7 @@ impl Breaker {
         let mut failure = self.failure.lock();
         let replace = match &*failure {
             None => true,
-            Some(first) => {
-                first.cause == DegradedCause::NoSpace && cause != DegradedCause::NoSpace
-            }
+            Some(first) => first.cause == DegradedCause::NoSpace && cause != DegradedCause::NoSpace,
         };
         if replace {
             *failure = Some(Failure { cause, error: error.duplicate() });

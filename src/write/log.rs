@@ -160,12 +160,7 @@ impl Logs {
 
     /// Ends the file at `cursor` and goes on in the spare, if there is one that is large enough.
     /// False without one. Call it under the commit lock.
-    pub fn rotate(
-        &self,
-        cursor: &mut LogCursor,
-        record_bytes: u64,
-        marks: Marks,
-    ) -> Result<bool> {
+    pub fn rotate(&self, cursor: &mut LogCursor, record_bytes: u64, marks: Marks) -> Result<bool> {
         if !self.has_spare(record_bytes) {
             return Ok(false);
         }

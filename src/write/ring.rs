@@ -151,12 +151,8 @@ impl Ring {
             // goes back.
             let last_seqno = slot.last_seqno.load(Ordering::Relaxed);
             let end_lsn = slot.end_lsn.load(Ordering::Relaxed);
-            let next = self.head.compare_exchange(
-                head,
-                head + 1,
-                Ordering::SeqCst,
-                Ordering::Acquire,
-            );
+            let next =
+                self.head.compare_exchange(head, head + 1, Ordering::SeqCst, Ordering::Acquire);
             if next.is_ok() {
                 // `copied` first: whoever sees a commit may rely on its record being copied.
                 self.copied.fetch_max(end_lsn, Ordering::AcqRel);
