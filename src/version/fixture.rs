@@ -147,7 +147,8 @@ impl Dir {
                 })
                 .collect();
             sort(&mut entries);
-            let cut = |a: &Entry, b: &Entry| a.key == b.key || (a.key[5] + b.key[5]) % 3 != 0;
+            let cut =
+                |a: &Entry, b: &Entry| a.key == b.key || !(a.key[5] + b.key[5]).is_multiple_of(3);
             added.extend(entries.chunk_by(cut).map(|table| (level, run, self.table_of(table))));
             all.extend(entries);
         }
