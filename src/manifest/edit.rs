@@ -20,6 +20,7 @@
 //!   8  next file number: varint
 //!   9  next keyspace id: varint
 //!  10  clean close: last seqno used, varint
+//!  11  log file in which the replay begins: number, varint
 //! ```
 //!
 //! Unknown tags are refused below 128 and skipped from 128 on. A newer version that adds one
@@ -402,7 +403,7 @@ pub(crate) mod tests {
         let refuse = |bytes: &[u8], why| {
             assert_eq!(Edit::decode(bytes).unwrap_err().0, why, "{bytes:?}");
         };
-        refuse(&[11, 0], "a field of an unknown tag");
+        refuse(&[12, 0], "a field of an unknown tag");
         refuse(&[0, 0], "a field of an unknown tag");
         refuse(&[2, 2, 1, 1], "bytes left over");
         refuse(&[2, 0], "varint without an end");
