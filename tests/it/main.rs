@@ -4,4 +4,5 @@
 mod cli;
 mod examples;
 mod model;
+mod regressions;
 mod verbs;
