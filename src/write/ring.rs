@@ -21,15 +21,10 @@
 //! what recovery will find as well. The structure is that of Pebble's commit pipeline
 //! (`commit.go`), with the log position added.
 
-use super::sync::{AtomicU64, Condvar, Mutex, Ordering, spin};
+use super::sync::{AtomicU64, Condvar, Mutex, Ordering, SLOT_COUNT, SPIN_COUNT, spin};
 
 use crate::file::Lsn;
 use crate::key::SeqNo;
-
-/// Commits under way at once. Each is one thread inside `commit`, so this is no real limit.
-const SLOT_COUNT: u64 = 1024;
-/// Spins before a waiting writer sleeps. The predecessor is typically half a microsecond away.
-const SPIN_COUNT: u32 = 64;
 
 /// A commit's place in the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use esker::{Compression, Durability, Filter, Options, ReadMode};
 use fastrand::Rng;
 
 use operation::{Draw, Operation};
-use run::{Failure, Setting};
+use run::{Failure, Setting, Tally};
 
 /// Operations of a sequence, on average.
 const OPERATION_COUNT: usize = 160;
@@ -42,12 +42,16 @@ fn with_stepper() {
 
 fn test(name: &str, threads: Threads, default_count: u64) {
     if let Some(seed) = number("ESKER_SEED") {
-        return check(name, threads, seed);
+        check(name, threads, seed);
+        return;
     }
     let count = number("ESKER_SEQUENCES").unwrap_or(default_count);
     let began = Instant::now();
-    (0..count).for_each(|seed| check(name, threads, seed));
-    println!("{name}: {count} sequences in {:.1?}", began.elapsed());
+    let mut tally = Tally::default();
+    (0..count).for_each(|seed| tally += check(name, threads, seed));
+    println!("{name}: {count} sequences in {:.1?}: {tally:?}", began.elapsed());
+    // Or the limits are not tiny any more, and this tests memtables only.
+    assert!(tally.compactions > 2 * count && tally.flushes > 4 * count, "{tally:?}");
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -71,14 +75,17 @@ fn options(rng: &mut Rng) -> Options {
 }
 
 /// Runs the sequence of this seed.
-fn check(name: &str, threads: Threads, seed: u64) {
+fn check(name: &str, threads: Threads, seed: u64) -> Tally {
     let mut draw = Draw::new(seed);
     let options = options(&mut draw.rng);
     let stepper = (threads == Threads::Stepped).then(|| draw.rng.u64(..));
     let setting = Setting { options, stepper };
     let count = draw.rng.usize(OPERATION_COUNT / 2..OPERATION_COUNT * 3 / 2);
     let operations = draw.operations(count);
-    let Some((failure, at)) = attempt(&setting, &operations) else { return };
+    let (failure, at) = match attempt(&setting, &operations) {
+        Ok(tally) => return tally,
+        Err(failed) => failed,
+    };
 
     eprintln!("{name}: seed {seed} fails at operation {at}: {}\nshortening it", failure.0);
     let (shorter, last) = shorten(&setting, operations[..at.min(count)].to_vec());
@@ -95,11 +102,11 @@ fn check(name: &str, threads: Threads, seed: u64) {
 }
 
 /// Runs the operations; if they fail, says how, and how many were begun.
-fn attempt(setting: &Setting, operations: &[Operation]) -> Option<(Failure, usize)> {
+fn attempt(setting: &Setting, operations: &[Operation]) -> Result<Tally, (Failure, usize)> {
     let mut begun_count = 0;
     let run = || run::run(setting, operations, |index| begun_count = index + 1);
     let failure = match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(())) => return None,
+        Ok(Ok(tally)) => return Ok(tally),
         Ok(Err(failure)) => failure,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
@@ -107,7 +114,7 @@ fn attempt(setting: &Setting, operations: &[Operation]) -> Option<(Failure, usiz
             Failure(format!("panic: {}", text.unwrap_or_default()))
         }
     };
-    Some((failure, begun_count))
+    Err((failure, begun_count))
 }
 
 /// Takes operations away as long as the rest still fails.
@@ -118,7 +125,7 @@ fn shorten(
     let began = Instant::now();
     // With real threads a failure may need luck.
     let tries = if setting.stepper.is_some() { 1 } else { 3 };
-    let fails = |operations: &[Operation]| (0..tries).find_map(|_| attempt(setting, operations));
+    let fails = |operations: &[Operation]| (0..tries).find_map(|_| attempt(setting, operations).err());
     let mut last = None;
     let mut chunk = operations.len().div_ceil(2);
     while chunk > 0 {

@@ -97,8 +97,27 @@ pub struct Setting {
     pub stepper: Option<u64>,
 }
 
+/// What happened in the background of a sequence.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub operations: u64,
+    pub flushes: u64,
+    pub compactions: u64,
+    pub opens: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.operations += other.operations;
+        self.flushes += other.flushes;
+        self.compactions += other.compactions;
+        self.opens += other.opens;
+    }
+}
+
 /// A sequence that is running.
 struct Run {
+    tally: Tally,
     fs: SimFs,
     runtime: Runtime,
     options: Options,
@@ -115,7 +134,11 @@ struct Run {
 }
 
 /// Runs the operations. Calls `begun` before each with its number.
-pub fn run(setting: &Setting, operations: &[Operation], mut begun: impl FnMut(usize)) -> Outcome {
+pub fn run(
+    setting: &Setting,
+    operations: &[Operation],
+    mut begun: impl FnMut(usize),
+) -> Result<Tally, Failure> {
     let fs = SimFs::new();
     let runtime = match setting.stepper {
         Some(seed) => {
@@ -129,6 +152,7 @@ pub fn run(setting: &Setting, operations: &[Operation], mut begun: impl FnMut(us
         None => Runtime::threads(),
     };
     let mut run = Run {
+        tally: Tally::default(),
         fs,
         runtime,
         options: setting.options.clone(),
@@ -144,6 +168,7 @@ pub fn run(setting: &Setting, operations: &[Operation], mut begun: impl FnMut(us
     run.open()?;
     for (index, operation) in operations.iter().enumerate() {
         begun(index);
+        run.tally.operations += 1;
         run.perform(operation)?;
     }
     begun(operations.len());
@@ -151,7 +176,8 @@ pub fn run(setting: &Setting, operations: &[Operation], mut begun: impl FnMut(us
     run.leave(Leave::Close)?;
     run.open()?;
     run.check_everything()?;
-    run.leave(Leave::Drop)
+    run.leave(Leave::Drop)?;
+    Ok(run.tally)
 }
 
 fn key_options(space: Space) -> KeyspaceOptions {
@@ -236,6 +262,10 @@ impl Run {
 
     fn leave(&mut self, leave: Leave) -> Outcome {
         let db = self.db.take().expect("open between operations");
+        let stats = db.stats();
+        self.tally.opens += 1;
+        self.tally.flushes += stats.flush_count;
+        self.tally.compactions += stats.compaction_count;
         match leave {
             Leave::Close => {
                 db.close()?;
