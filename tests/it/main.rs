@@ -3,6 +3,10 @@
 #[cfg(feature = "cli")]
 mod cli;
 mod examples;
+#[cfg(feature = "testing")]
 mod model;
+#[cfg(feature = "testing")]
 mod regressions;
+#[cfg(feature = "testing")]
+mod resume;
 mod verbs;
