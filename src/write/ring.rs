@@ -220,7 +220,9 @@ impl Ring {
     /// Waits until [`Ring::push`] may succeed, or the ring has failed.
     pub fn wait_room(&self) {
         self.sleep_until(|ring| {
-            ring.tail.load(Ordering::SeqCst) - ring.head.load(Ordering::SeqCst) < SLOT_COUNT
+            // In this order: read the other way round, `head` may have passed that `tail`.
+            let head = ring.head.load(Ordering::SeqCst);
+            ring.tail.load(Ordering::SeqCst) - head < SLOT_COUNT
         });
     }
 
