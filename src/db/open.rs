@@ -80,6 +80,8 @@ pub(crate) fn open(
     let next_seqno = recovery.next_seqno(&state);
     let first_lsn = recovery.first_free_lsn(state.replay_from());
     let lease = SeqNo(next_seqno.0 + Engine::seqnos_ahead(&recovery.limits));
+    // A refused commit may have extended the old lease further than the numbers that were used.
+    let lease = lease.max(state.seqno_lease());
     recovery.edit.replay_from = Some(first_lsn);
     recovery.edit.seqno_lease = Some(lease);
     recovery.finish(&mut state, runtime, lock, next_seqno, first_lsn)

@@ -4,5 +4,9 @@
 mod cli;
 mod examples;
 #[cfg(feature = "testing")]
+mod model;
+#[cfg(feature = "testing")]
+mod regressions;
+#[cfg(feature = "testing")]
 mod resume;
 mod verbs;
