@@ -17,12 +17,7 @@ use crate::table::reader::{Source, Table};
 const VALUE_BYTES_SHOWN: usize = 64;
 
 /// Writes the table of this number in `dir` as text, up to the first damage.
-pub(crate) fn dump(
-    fs: &dyn Fs,
-    dir: &Path,
-    number: FileNumber,
-    out: &mut dyn Write,
-) -> Result<()> {
+pub(crate) fn dump(fs: &dyn Fs, dir: &Path, number: FileNumber, out: &mut dyn Write) -> Result<()> {
     let cache = BlockCache::new(0);
     let table = Table::open_alone(fs, dir, number, ReadMode::Pread, &cache)?;
     let path = FileKind::Table.path(dir, number);

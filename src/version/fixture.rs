@@ -67,7 +67,7 @@ pub(crate) struct Dir {
 
 impl Dir {
     pub(crate) fn new() -> Dir {
-        let cache = Arc::new(BlockCache::new(1 << 20));
+        let cache = BlockCache::new(1 << 20);
         Dir { fs: Arc::new(MemFs::default()), cache, next: AtomicU64::new(1) }
     }
 
