@@ -4,6 +4,8 @@
 //! - `verify`: checks everything that can be checked, and reports.
 
 mod dump;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use crate::tools::dump::dump;
