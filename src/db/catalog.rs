@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::file::{FileKind, FileNumber, Lsn};
+use crate::file::{FileKind, FileNumber};
 use crate::fs::Fs;
 use crate::key::SeqNo;
 use crate::manifest::edit::Edit;
@@ -99,7 +99,8 @@ impl Catalog {
     /// Begins a new manifest with the present state; the old one becomes obsolete.
     ///
     /// # Errors
-    /// From the file system; the old manifest stays in use unless it had failed already.
+    /// From the file system. Which of the two manifests is in use is then unknown, so both fail
+    /// until [`Catalog::restart`] succeeds.
     pub fn rotate(&mut self, number: FileNumber) -> Result<()> {
         let writer = ManifestWriter::create(&self.fs, &self.dir, number, &self.state)?;
         self.snapshot_bytes = writer.bytes();
@@ -108,6 +109,22 @@ impl Catalog {
         self.record_count += 1;
         self.retire(FileKind::Manifest.path(&self.dir, old));
         Ok(())
+    }
+
+    /// Begins a new manifest that holds the present state and `edit`, in one step: after a failure,
+    /// whatever became of the old manifest's last record.
+    ///
+    /// # Errors
+    /// From the file system; nothing has changed then, and this may be tried again.
+    pub fn restart(&mut self, edit: &Edit, number: FileNumber) -> Result<()> {
+        let mut state = self.state.clone();
+        state.apply(edit).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
+        let before = std::mem::replace(&mut self.state, state);
+        let rotated = self.rotate(number);
+        if rotated.is_err() {
+            self.state = before;
+        }
+        rotated
     }
 
     /// The file is not needed any more, as of the last record.
@@ -135,11 +152,6 @@ impl Catalog {
     /// Sequence numbers up to this one may be given out.
     pub fn seqno_lease(&self) -> SeqNo {
         self.state.seqno_lease()
-    }
-
-    /// Where a replay would begin.
-    pub fn replay_from(&self) -> Lsn {
-        self.state.replay_from()
     }
 
     pub fn path(&self) -> PathBuf {

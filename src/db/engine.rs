@@ -372,6 +372,11 @@ impl Engine {
 
     // Files and edits.
 
+    /// A number for a new file, whether the lease covers it or not: for edits that extend it.
+    pub fn take_file_number(&self) -> FileNumber {
+        FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// A number for a new file.
     pub fn next_file_number(&self) -> FileNumber {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
@@ -402,11 +407,14 @@ impl Engine {
     fn append_to(&self, catalog: &mut MutexGuard<'_, Catalog>, edit: Edit) -> Result<()> {
         catalog.append(edit, self.next_file())?;
         if catalog.is_long() {
-            let number = FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
-            catalog.rotate(number)?;
+            catalog.rotate(self.take_file_number())?;
         }
-        self.file_lease.store(catalog.file_lease().0, Ordering::Relaxed);
+        self.note_file_lease(catalog);
         Ok(())
+    }
+
+    pub fn note_file_lease(&self, catalog: &Catalog) {
+        self.file_lease.store(catalog.file_lease().0, Ordering::Relaxed);
     }
 
     /// Opens the breaker after `error`.

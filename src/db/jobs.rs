@@ -41,8 +41,9 @@ impl Engine {
         let cuts = flush_cuts(&view.version, &self.limits);
         let memtables = view.frozen.iter().map(|frozen| &frozen.memtable);
         let (boundaries, operator) = (self.snapshots.boundaries(), tree.operator().cloned());
-        let facts =
-            self.with_output(0, |output| flush(memtables, boundaries, operator, cuts, output))?;
+        let facts = self.with_output(0, |output| {
+            flush(memtables, newest.last_seqno, boundaries, operator, cuts, output)
+        })?;
         let written: u64 = facts.iter().map(|facts| facts.bytes).sum();
         self.totals.flush_bytes.fetch_add(written, Ordering::Relaxed);
         self.totals.flush_count.fetch_add(1, Ordering::Relaxed);
@@ -205,7 +206,11 @@ impl Engine {
     }
 
     /// Calls `write` with where and how tables of this level are written.
-    fn with_output<T>(&self, level: u8, write: impl FnOnce(&Output<'_>) -> Result<T>) -> Result<T> {
+    pub(crate) fn with_output<T>(
+        &self,
+        level: u8,
+        write: impl FnOnce(&Output<'_>) -> Result<T>,
+    ) -> Result<T> {
         let config = table_config(&self.options, &self.limits, level);
         write(&Output {
             fs: &*self.fs,
@@ -219,7 +224,7 @@ impl Engine {
     }
 
     /// Makes the names of new tables durable.
-    fn sync_tables(&self, facts: &[TableFacts]) -> Result<()> {
+    pub(crate) fn sync_tables(&self, facts: &[TableFacts]) -> Result<()> {
         if facts.is_empty() {
             return Ok(());
         }
@@ -227,7 +232,7 @@ impl Engine {
         self.fs.sync_dir(&self.dir).map_err(|e| Error::io("sync", &self.dir, e))
     }
 
-    fn open_tables(
+    pub(crate) fn open_tables(
         &self,
         level: u8,
         run: u64,
@@ -240,7 +245,7 @@ impl Engine {
         facts.into_iter().map(open).collect()
     }
 
-    fn apply(
+    pub(crate) fn apply(
         &self,
         version: &Version,
         added: Vec<Added<Table>>,

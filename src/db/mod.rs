@@ -5,6 +5,7 @@
 //! - `batch`: [`Batch`], atomic commits.
 //! - `snapshot`: [`Snapshot`], reads as of one moment.
 //! - `stats`: [`Stats`].
+//! - `resume`: taking writes again after a failure of the disk.
 //! - `engine`: what the handles share. `open`: from a directory to an engine. `catalog`: the
 //!   manifest in use. `worker`: the background threads. `jobs`: what they do.
 
@@ -14,6 +15,7 @@ pub(crate) mod engine;
 pub(crate) mod jobs;
 pub(crate) mod keyspace;
 pub(crate) mod open;
+pub(crate) mod resume;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
 pub(crate) mod worker;
@@ -184,6 +186,19 @@ impl Db {
     #[must_use]
     pub fn breaker(&self) -> (BreakerState, Option<DegradedCause>) {
         self.engine().pipeline.breaker.state()
+    }
+
+    /// Takes writes again after a failure of the disk, once its cause is gone.
+    ///
+    /// Everything that readers see is written from memory into new tables and a new manifest, in
+    /// one step; the log file that failed is never synced again. A commit that ended with an error
+    /// is afterwards there wholly, if readers saw it, or gone for good.
+    ///
+    /// # Errors
+    /// If the disk fails again: writes are still refused and this may be tried again. After
+    /// corruption always: a person has to look.
+    pub fn resume(&self) -> Result<()> {
+        self.engine().resume()
     }
 
     /// Flushes everything, marks the database as closed cleanly, and lets go of it. Every other

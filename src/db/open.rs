@@ -343,7 +343,8 @@ impl<'a> Recovery<'a> {
         };
         let cuts = flush_cuts(&keyspace.version, &self.limits);
         let memtables = std::iter::once(&keyspace.memtable);
-        let facts = flush(memtables, Vec::new(), keyspace.operator.clone(), cuts, &output)?;
+        let facts =
+            flush(memtables, SeqNo::MAX, Vec::new(), keyspace.operator.clone(), cuts, &output)?;
         let run = keyspace.next_run;
         keyspace.next_run += 1;
         for facts in &facts {

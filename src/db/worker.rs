@@ -123,15 +123,15 @@ impl Engine {
         let mut tasks = Vec::new();
         for index in 0..self.options.threads.max(1) {
             let engine = self.clone();
-            let name = format!("esker-work-{index}");
+            let name = format!("work-{index}");
             let run = move || engine.run_worker();
             tasks.push(self.runtime.spawn(&name, Priority::Background, run)?);
         }
         let engine = self.clone();
-        tasks.push(self.runtime.spawn("esker-log", Priority::Normal, move || engine.run_log())?);
+        tasks.push(self.runtime.spawn("log", Priority::Normal, move || engine.run_log())?);
         let (pipeline, interval) = (self.pipeline.clone(), self.options.sync_interval);
         let run = move || pipeline.run_syncer(interval);
-        tasks.push(self.runtime.spawn("esker-sync", Priority::Normal, run)?);
+        tasks.push(self.runtime.spawn("sync", Priority::Normal, run)?);
         Ok(tasks)
     }
 
@@ -282,7 +282,15 @@ impl Engine {
         Ok(())
     }
 
-    fn look_at_free_space(&self) {
+    /// Waits until no job is running. With the breaker not closed, none begins.
+    pub fn wait_idle(&self) {
+        let mut state = self.work.state.lock();
+        while state.running_jobs > 0 {
+            self.work.changed.wait_for(&mut state, PROBE);
+        }
+    }
+
+    pub fn look_at_free_space(&self) {
         if let Ok(bytes) = self.fs.free_bytes(&self.dir) {
             self.work.free_bytes.store(bytes, Ordering::Relaxed);
         }

@@ -139,7 +139,7 @@ impl Pipeline {
             drop(state);
             reserved.store(commit.region())
         };
-        self.check_stored(stored, &reserved)?;
+        self.check_stored(stored, &reserved, place)?;
         insert(first_seqno, &memtables, commit.bytes());
         self.ring.finish(place);
         Ok(place)
@@ -194,10 +194,16 @@ impl Pipeline {
             .inspect_err(|error| self.log_failed(error))
     }
 
-    fn check_stored(&self, stored: std::io::Result<()>, reserved: &Reserved) -> Result<()> {
+    fn check_stored(
+        &self,
+        stored: std::io::Result<()>,
+        reserved: &Reserved,
+        place: Place,
+    ) -> Result<()> {
         stored.map_err(|source| {
             let error = Error::io("write", self.logs.path(&reserved.file), source);
             self.log_failed(&error);
+            self.ring.abandon(place);
             error
         })
     }
@@ -216,11 +222,6 @@ impl Pipeline {
     pub fn wait_published(&self, place: Place) -> Result<()> {
         if self.ring.wait_published(place) { Ok(()) } else { Err(self.breaker.error()) }
     }
-
-    /// Where the next record goes.
-    pub fn end_lsn(&self) -> Lsn {
-        self.state.lock().cursor.lsn()
-    }
 }
 
 #[cold]
@@ -234,6 +235,18 @@ impl CommitState {
         let active = self.actives[slot].as_mut().expect("checked before");
         active.first_lsn.get_or_insert(lsn);
         active.memtable.clone()
+    }
+
+    /// Goes on in another log, after a failure. Nothing is under way and nothing pins the old one.
+    pub fn restart(&mut self, cursor: LogCursor) {
+        self.cursor = cursor;
+    }
+
+    /// Replaces the active memtable, whose contents are in tables as far as they count.
+    pub fn replace_active(&mut self, slot: usize, memtable: Arc<Memtable>) {
+        if let Some(active) = &mut self.actives[slot] {
+            *active = Active { memtable, first_lsn: None };
+        }
     }
 
     /// Gives a keyspace its slot.

@@ -137,6 +137,23 @@ impl Logs {
         state.spare.as_ref().is_some_and(|spare| spare.region.bytes() >= needed)
     }
 
+    /// Forgets every file but the spare, after a failure; their numbers are returned for removal.
+    pub fn abandon(&self) -> Vec<FileNumber> {
+        self.state.lock().live.drain(..).map(|log| log.file.number).collect()
+    }
+
+    /// A position beyond everything in the live files.
+    pub fn beyond(&self) -> Lsn {
+        let state = self.state.lock();
+        let end = |log: &Live| log.file.first_lsn.0 + log.file.region.bytes();
+        Lsn(state.live.iter().map(end).max().unwrap_or(0))
+    }
+
+    /// Takes the spare.
+    pub fn take_spare(&self) -> Option<Spare> {
+        self.state.lock().spare.take()
+    }
+
     /// Begins the log of this session in `spare`, at `first_lsn`.
     pub fn begin(&self, spare: Spare, first_lsn: Lsn) -> Result<LogCursor> {
         let file = self.activate(spare, first_lsn)?;

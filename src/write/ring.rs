@@ -31,6 +31,8 @@ const SLOT_COUNT: u64 = 1024;
 /// Spins before a waiting writer sleeps. The predecessor is typically half a microsecond away.
 const SPIN_COUNT: u32 = 64;
 
+const ABANDONED: u64 = u64::MAX;
+
 /// A commit's place in the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -43,7 +45,7 @@ pub(crate) struct Place {
 
 #[derive(Default)]
 struct Slot {
-    /// Number of the commit + 1 once it is done.
+    /// Number of the commit + 1 once it is done, or `ABANDONED`.
     done: AtomicU64,
     last_seqno: AtomicU64,
     end_lsn: AtomicU64,
@@ -127,9 +129,38 @@ impl Ring {
         self.publish();
     }
 
-    /// The commit's record could not be written. Wakes everyone who waits behind it.
+    /// The commit's record could not be written: it will not be finished. Publication stops before
+    /// it for good.
+    pub fn abandon(&self, place: Place) {
+        self.slot(place.index).done.store(ABANDONED, Ordering::Release);
+        self.fail();
+    }
+
+    /// No later commit will be published. Wakes everyone who waits for one.
     pub fn fail(&self) {
         self.failed.store(1, Ordering::SeqCst);
+        let _guard = self.sleepers.lock();
+        self.published.notify_all();
+    }
+
+    /// True once nobody writes for any commit any more. Call it under the commit lock, while no
+    /// commits are taken.
+    pub fn is_drained(&self) -> bool {
+        let (head, tail) = (self.head.load(Ordering::Acquire), self.tail.load(Ordering::Relaxed));
+        (head..tail).all(|index| {
+            let done = self.slot(index).done.load(Ordering::Acquire);
+            done == index + 1 || done == ABANDONED
+        })
+    }
+
+    /// Begins anew after a failure, with nothing under way: what was not published never will be.
+    /// Call it under the commit lock, drained, after every view was replaced.
+    pub fn reset(&self, visible: SeqNo, copied: Lsn) {
+        assert!(self.is_drained(), "commits are under way");
+        self.head.store(self.tail.load(Ordering::Relaxed), Ordering::SeqCst);
+        self.copied.fetch_max(copied.0, Ordering::AcqRel);
+        self.visible.fetch_max(visible.0, Ordering::SeqCst);
+        self.failed.store(0, Ordering::SeqCst);
         let _guard = self.sleepers.lock();
         self.published.notify_all();
     }

@@ -82,13 +82,6 @@ impl Syncer {
         false
     }
 
-    /// Wakes everyone: what is not durable now will not become so.
-    pub fn fail(&self, error: &Error) {
-        let mut state = self.state.lock();
-        state.failure.get_or_insert_with(|| error.duplicate());
-        self.wake(&mut state);
-    }
-
     /// Ends the syncer thread.
     pub fn stop(&self) {
         let mut state = self.state.lock();

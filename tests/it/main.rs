@@ -3,4 +3,6 @@
 #[cfg(feature = "cli")]
 mod cli;
 mod examples;
+#[cfg(feature = "testing")]
+mod resume;
 mod verbs;
