@@ -5,12 +5,13 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::dump;
 use crate::error::{Error, Result};
 use crate::file::{self, CURRENT, FileHeader, FileKind, FileNumber, LOCK};
 use crate::fs::{Fs, RealFs};
 use crate::manifest::reader::load;
+use crate::table;
 use crate::tools::{read, read_header};
-use crate::{dump, table};
 
 /// Writes a file of a database as text: a log, a table, a manifest, CURRENT or LOCK. One line for
 /// each record, operation, part of an edit, block or entry, with hexadecimal offsets; long keys

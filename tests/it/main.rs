@@ -4,5 +4,10 @@
 mod cli;
 mod examples;
 #[cfg(feature = "testing")]
+mod fixture;
+#[cfg(unix)]
+mod kill;
+mod layers;
+#[cfg(feature = "testing")]
 mod resume;
 mod verbs;
