@@ -69,6 +69,7 @@ impl Below {
     }
 
     /// True if no key has older versions.
+    #[cfg(test)]
     pub(crate) fn is_nothing(&self) -> bool {
         !self.anything && self.runs.is_empty()
     }

@@ -78,6 +78,7 @@ impl Engine {
             tables_added: added.iter().map(|added| table_added(tree, added)).collect(),
             flushed_upto: vec![(tree.id, upto)],
             replay_from: Some(replay_from),
+            replay_log: Some(self.pipeline.logs.file_at(replay_from)),
             ..Edit::default()
         };
         self.append_edit(&mut catalog, edit)?;

@@ -25,7 +25,9 @@ use crate::db::catalog::Catalog;
 use crate::db::engine::{Engine, Parts};
 use crate::db::jobs::table_config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{self, FileHeader, FileKind, FileNumber, LOCK, Lsn, TEMPORARY_ENDING};
+use crate::file::{
+    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, Lsn, TEMPORARY_ENDING,
+};
 use crate::flush::flush;
 use crate::fs::{Fs, Lock};
 use crate::key::{KeyspaceId, SeqNo};
@@ -249,13 +251,17 @@ impl<'a> Recovery<'a> {
         let files = self.read_logs()?;
         for log in &files {
             if let Ok(header) = FileHeader::decode(&log.bytes, FileKind::Log, &log.path) {
-                let end = Lsn(header.first_lsn.0 + log.bytes.len() as u64);
+                // Exactly its end, not beyond: the reader asks of a log that it reaches to where
+                // the replay begins.
+                let end = header.first_lsn.0 + (log.bytes.len() - HEADER_BYTES) as u64;
+                let end = Lsn(end - end % 8);
                 self.logs_end = self.logs_end.max(end);
             }
         }
         let replay = Replay {
             dir: self.dir.to_path_buf(),
             from: state.replay_from(),
+            from_log: state.replay_log(),
             durable: Lsn(0),
             boot_id: self.fs.boot_id(),
             mode: Mode::Strict,
@@ -369,9 +375,9 @@ impl<'a> Recovery<'a> {
         SeqNo(last.0 + 1)
     }
 
-    /// A position beyond every log that was found, so that none of them is ever read again.
+    /// The end of every log that was found, so that none of them is ever read again.
     fn first_free_lsn(&self, replay_from: Lsn) -> Lsn {
-        Lsn(self.logs_end.max(replay_from).0.next_multiple_of(8))
+        self.logs_end.max(replay_from)
     }
 
     fn finish(
@@ -393,6 +399,7 @@ impl<'a> Recovery<'a> {
         let replayed = SeqNo(next_seqno.0 - 1);
         self.edit.flushed_upto = self.keyspaces.keys().map(|id| (*id, replayed)).collect();
         self.edit.next_file = Some(next_file);
+        self.edit.replay_log = Some(log_number);
         state.apply(&self.edit).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
         let lease = state.seqno_lease();
         let growth = self.limits.manifest_bytes;

@@ -20,6 +20,7 @@
 //!   8  next file number: varint
 //!   9  next keyspace id: varint
 //!  10  clean close: last seqno used, varint
+//!  11  log file in which the replay begins: number, varint
 //! ```
 //!
 //! Unknown tags are refused below 128 and skipped from 128 on. A newer version that adds one
@@ -48,6 +49,8 @@ pub(crate) struct Edit {
     pub flushed_upto: Vec<(KeyspaceId, SeqNo)>,
     /// Replay begins at this LSN of the log; what is before it is not needed any more.
     pub replay_from: Option<Lsn>,
+    /// The log file in which the replay begins; those with smaller numbers are no part of it.
+    pub replay_log: Option<FileNumber>,
     /// No seqno beyond this one has been given out.
     pub seqno_lease: Option<SeqNo>,
     /// No file number from this one on has been given out.
@@ -106,6 +109,7 @@ mod tag {
     pub(super) const NEXT_FILE: u8 = 8;
     pub(super) const NEXT_KEYSPACE: u8 = 9;
     pub(super) const CLEAN_CLOSE: u8 = 10;
+    pub(super) const REPLAY_LOG: u8 = 11;
     pub(super) const SKIPPABLE: u8 = 128;
 }
 
@@ -132,6 +136,7 @@ impl Edit {
             });
         }
         fields.put_number(tag::REPLAY_FROM, self.replay_from.map(|lsn| lsn.0));
+        fields.put_number(tag::REPLAY_LOG, self.replay_log.map(|number| number.0));
         fields.put_number(tag::SEQNO_LEASE, self.seqno_lease.map(|seqno| seqno.0));
         fields.put_number(tag::NEXT_FILE, self.next_file.map(|number| number.0));
         fields.put_number(tag::NEXT_KEYSPACE, self.next_keyspace.map(|id| u64::from(id.0)));
@@ -161,6 +166,7 @@ impl Edit {
             tag::TABLE_ADDED => self.tables_added.push(TableAdded::decode(field)?),
             tag::FLUSHED_UPTO => self.flushed_upto.push((keyspace_id(field)?, seqno(field)?)),
             tag::REPLAY_FROM => set_once(&mut self.replay_from, Lsn(field.varint()?))?,
+            tag::REPLAY_LOG => set_once(&mut self.replay_log, FileNumber(field.varint()?))?,
             tag::SEQNO_LEASE => set_once(&mut self.seqno_lease, seqno(field)?)?,
             tag::NEXT_FILE => set_once(&mut self.next_file, FileNumber(field.varint()?))?,
             tag::NEXT_KEYSPACE => set_once(&mut self.next_keyspace, keyspace_id(field)?)?,
@@ -321,6 +327,7 @@ pub(crate) mod tests {
             ],
             flushed_upto: vec![(KeyspaceId(0), SeqNo(7)), (KeyspaceId(5), SeqNo::MAX)],
             replay_from: Some(Lsn(300)),
+            replay_log: Some(FileNumber(3)),
             seqno_lease: Some(SeqNo::MAX),
             next_file: Some(FileNumber(12)),
             next_keyspace: Some(KeyspaceId(6)),
@@ -367,6 +374,7 @@ pub(crate) mod tests {
             }
             edit.flushed_upto.truncate(rng.usize(..3));
             edit.replay_from = rng.bool().then(|| Lsn(rng.u64(..)));
+            edit.replay_log = rng.bool().then(|| FileNumber(rng.u64(..)));
             edit.seqno_lease = rng.bool().then(|| SeqNo(rng.u64(..=SeqNo::MAX.0)));
             edit.next_file = rng.bool().then(|| FileNumber(rng.u64(..)));
             edit.next_keyspace = rng.bool().then(|| KeyspaceId(rng.u32(..)));
@@ -395,7 +403,7 @@ pub(crate) mod tests {
         let refuse = |bytes: &[u8], why| {
             assert_eq!(Edit::decode(bytes).unwrap_err().0, why, "{bytes:?}");
         };
-        refuse(&[11, 0], "a field of an unknown tag");
+        refuse(&[12, 0], "a field of an unknown tag");
         refuse(&[0, 0], "a field of an unknown tag");
         refuse(&[2, 2, 1, 1], "bytes left over");
         refuse(&[2, 0], "varint without an end");

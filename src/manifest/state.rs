@@ -24,6 +24,7 @@ pub(crate) struct State {
     /// The tables of all keyspaces.
     numbers: BTreeSet<FileNumber>,
     replay_from: Lsn,
+    replay_log: FileNumber,
     seqno_lease: SeqNo,
     next_file: FileNumber,
     next_keyspace: KeyspaceId,
@@ -103,6 +104,7 @@ impl State {
             tables_added: tables.collect(),
             flushed_upto: self.keyspaces.iter().map(|(&id, k)| (id, k.flushed_upto)).collect(),
             replay_from: Some(self.replay_from),
+            replay_log: Some(self.replay_log),
             seqno_lease: Some(self.seqno_lease),
             next_file: Some(self.next_file),
             next_keyspace: Some(self.next_keyspace),
@@ -138,6 +140,12 @@ impl State {
     #[must_use]
     pub(crate) fn replay_from(&self) -> Lsn {
         self.replay_from
+    }
+
+    /// The log file in which the replay begins.
+    #[must_use]
+    pub(crate) fn replay_log(&self) -> FileNumber {
+        self.replay_log
     }
 
     /// No seqno beyond this one has been given out.
@@ -212,6 +220,7 @@ impl State {
 
     fn apply_numbers(&mut self, edit: &Edit) -> Result<(), Misfit> {
         raise(&mut self.replay_from, edit.replay_from, "the start of the replay")?;
+        raise(&mut self.replay_log, edit.replay_log, "the log of the replay")?;
         raise(&mut self.seqno_lease, edit.seqno_lease, "the lease of seqnos")?;
         raise(&mut self.next_file, edit.next_file, "the next file number")?;
         raise(&mut self.next_keyspace, edit.next_keyspace, "the next keyspace id")

@@ -66,6 +66,9 @@ pub(crate) struct Replay {
     pub dir: PathBuf,
     /// LSN of the first record to read. It must be durable, and a record must begin there.
     pub from: Lsn,
+    /// The file in which that record is, or would be. Those with smaller numbers are no part of
+    /// the replay, whatever is in them: their names may outlive what came after them.
+    pub from_log: FileNumber,
     /// Everything before this LSN is known from elsewhere to have been durable.
     pub durable: Lsn,
     /// The boot id of now.
@@ -143,6 +146,7 @@ impl LogChain {
     /// `Corruption` if the files cannot be what a crash left, `Unsupported` if one is of a newer
     /// version.
     pub(crate) fn new(files: Vec<LogFile>, replay: Replay) -> Result<LogChain, Error> {
+        let files = files.into_iter().filter(|file| file.number >= replay.from_log).collect();
         let (mut links, mut unreadable) = sort_out(files)?;
         if replay.mode == Mode::Salvage {
             let (repaired, rest) = unreadable.into_iter().partition(|file| file.repaired.is_some());
@@ -452,7 +456,8 @@ mod tests {
 
     fn replay(from: Lsn) -> Replay {
         let mode = Mode::Strict;
-        Replay { dir: PathBuf::from("db"), from, durable: Lsn(0), boot_id: BOOT, mode }
+        let (dir, from_log) = (PathBuf::from("db"), FileNumber(0));
+        Replay { dir, from, from_log, durable: Lsn(0), boot_id: BOOT, mode }
     }
 
     fn file(log: &LogBuilder) -> LogFile {

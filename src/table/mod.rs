@@ -52,6 +52,8 @@
 //!
 //! There is no padding: every byte is either under a checksum or compared with a constant.
 
+#[cfg(feature = "testing")]
+pub mod bench;
 pub(crate) mod block;
 pub(crate) mod builder;
 pub(crate) mod cache;
@@ -68,8 +70,6 @@ pub(crate) use crate::table::reader::Table;
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_fs;
 
 use crate::coding::{DecodeError, Decoded, Decoder, put_bytes, put_varint};
 use crate::file::{FileId, FileNumber};

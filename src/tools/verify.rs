@@ -339,11 +339,12 @@ impl Check<'_> {
         let replay = Replay {
             dir: self.dir.to_path_buf(),
             from: state.map_or(oldest, State::replay_from),
+            from_log: state.map_or(FileNumber(0), State::replay_log),
             durable: Lsn(0),
             boot_id: self.fs.boot_id(),
             mode: Mode::Strict,
         };
-        for path in superfluous(&starts, replay.from) {
+        for path in superfluous(&starts, &replay) {
             self.remark(&path, 0, "a log that is not needed; the next open removes it");
         }
         if let Err(error) = self.read_log(&files, &replay, &starts, state) {
@@ -448,10 +449,13 @@ fn log_starts(files: &[LogFile]) -> Vec<LogStart> {
     starts
 }
 
-/// The logs that end before the replay begins.
-fn superfluous(starts: &[LogStart], from: Lsn) -> Vec<PathBuf> {
-    let begun = starts.partition_point(|start| start.header.first_lsn <= from);
-    starts[..begun.saturating_sub(1)].iter().map(|start| start.path.clone()).collect()
+/// The logs that end before the replay begins, or are older than the log in which it does.
+fn superfluous(starts: &[LogStart], replay: &Replay) -> Vec<PathBuf> {
+    let (old, starts): (Vec<_>, Vec<_>) =
+        starts.iter().partition(|start| start.header.number < replay.from_log);
+    let begun = starts.partition_point(|start| start.header.first_lsn <= replay.from);
+    let ended = starts[..begun.saturating_sub(1)].iter();
+    old.iter().chain(ended).map(|start| start.path.clone()).collect()
 }
 
 /// The file and offset of the record at this LSN.
