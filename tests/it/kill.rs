@@ -26,7 +26,7 @@ use esker::{Compression, Counter, Db, Durability, Filter, Keyspace, KeyspaceOpti
 const THREADS: usize = 4;
 /// Keys of a thread are reused after so many steps, so that compactions have something to drop.
 const WINDOW: u64 = 1500;
-const KILLS: u64 = 50;
+const KILLS: u64 = 40;
 const SIGKILL: i32 = 9;
 
 const DIR: &str = "ESKER_KILL_DIR";
@@ -54,7 +54,7 @@ impl Step {
 
 /// How a batch is acknowledged.
 fn durability(n: u64) -> Durability {
-    if n.is_multiple_of(32) { Durability::Disk } else { Durability::Process }
+    if n.is_multiple_of(128) { Durability::Disk } else { Durability::Process }
 }
 
 fn key(thread: usize, n: u64) -> Vec<u8> {
