@@ -2,7 +2,14 @@
 
 #[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "testing")]
+mod crash;
 mod examples;
+#[cfg(feature = "testing")]
+mod fixture;
+#[cfg(unix)]
+mod kill;
+mod layers;
 #[cfg(feature = "testing")]
 mod model;
 #[cfg(feature = "testing")]
