@@ -147,13 +147,8 @@ impl Fs for RealFs {
             file.try_lock()?;
             // Between the open and the lock the file may have been removed or replaced; the lock
             // on a file without this name would keep nobody out.
-            let (locked, named) = (file.metadata()?, std::fs::metadata(path));
-            match named {
-                Ok(named) if (named.dev(), named.ino()) == (locked.dev(), locked.ino()) => {
-                    return Ok(Box::new(RealLock(file)));
-                }
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
+            if is_named(&file, path)? {
+                return Ok(Box::new(RealLock(file)));
             }
         }
     }
@@ -174,6 +169,16 @@ impl Fs for RealFs {
 
 fn create_exclusively(path: &Path) -> io::Result<OsFile> {
     OpenOptions::new().read(true).write(true).create_new(true).open(path)
+}
+
+/// True if this open file is what `path` names.
+fn is_named(file: &OsFile, path: &Path) -> io::Result<bool> {
+    let open = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (open.dev(), open.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 fn parent_of(path: &Path) -> PathBuf {
@@ -524,8 +529,12 @@ mod tests {
         assert_eq!(RealFs::new().lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(lock);
         let lock = fs.lock(&path).unwrap();
+        let file = OsFile::open(&path).unwrap();
+        assert!(is_named(&file, &path).unwrap());
         std::fs::remove_file(&path).unwrap();
+        assert!(!is_named(&file, &path).unwrap(), "no file has the name");
         let other = fs.lock(&path).expect("the old lock is on a file without this name");
+        assert!(!is_named(&file, &path).unwrap(), "another file has it");
         drop((lock, other));
     }
 

@@ -316,9 +316,12 @@ impl State {
         let sequence = self.sequence;
         self.sequence += 1;
         let file = self.file_mut(number);
-        let begun = begun.and_then(|place| file.pending.take_back(place));
-        let grew = begun.is_some_and(|n| matches!(n.effect, DataEffect::Write { grows: true, .. }));
-        let grows = grew || end > file.live.len();
+        if let Some(place) = begun {
+            drop(file.pending.take_back(place));
+        }
+        // Also if the beginning grew it: what grows a file is begun at the front, so that the rest
+        // grows it further.
+        let grows = end > file.live.len();
         let effect = DataEffect::Write { offset, data: Bytes::copy_from_slice(data), grows };
         apply(&mut file.live, &effect);
         file.pending.push(sequence, effect);

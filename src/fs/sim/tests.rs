@@ -494,3 +494,31 @@ fn check(
         }
     }
 }
+
+#[test]
+#[ignore = "prints what a crash state costs: cargo test -- --ignored --nocapture cost_of"]
+fn cost_of_a_crash_state() {
+    use std::time::Instant;
+
+    let fs = SimFs::new();
+    for i in 0..20 {
+        let table = fs.create(Path::new(&format!("/{i}.table"))).unwrap();
+        table.write_at(0, &[1; 4096]).unwrap();
+        table.sync().unwrap();
+    }
+    fs.sync_dir(Path::new("/")).unwrap();
+    let log = fs.create_log(Path::new("/log"), 65536).unwrap();
+    log.sync().unwrap();
+    let (since, mut images) = (Instant::now(), Vec::new());
+    for i in 0..1000 {
+        log.store(i * 64, &[1; 64]).unwrap();
+        images.push(fs.snapshot());
+    }
+    println!("store and snapshot: {:?}", since.elapsed() / 1000);
+    let since = Instant::now();
+    for image in &images {
+        let after = image.crash(&Survival::NothingUnsynced);
+        assert_eq!(after.open(Path::new("/7.table")).unwrap().map().unwrap().len(), 4096);
+    }
+    println!("crash and open: {:?}", since.elapsed() / 1000);
+}

@@ -212,8 +212,14 @@ fn threads_left_behind_end_quietly() {
         let (mutex, condvar) = (Mutex::new(()), Condvar::new());
         condvar.wait(&mut mutex.lock());
     });
+    let busy = spawn(&runtime, "never ends by itself", || {
+        loop {
+            yield_point();
+        }
+    });
     // The thread leaves the first stepper by making the second.
     let other = Runtime::stepper(2);
+    assert!(catch_unwind(AssertUnwindSafe(|| busy.join())).is_err());
     assert!(catch_unwind(AssertUnwindSafe(|| left.join())).is_err());
     assert_eq!(count.load(Ordering::SeqCst), 1, "it was unwound");
     spawn(&other, "of the second", yield_point).join();
