@@ -40,6 +40,8 @@ mod write;
 
 mod db;
 
+pub mod tools;
+
 pub use crate::db::batch::Batch;
 pub use crate::db::keyspace::{Keyspace, KeyspaceOptions};
 pub use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};
@@ -53,3 +55,10 @@ pub use crate::slice::Slice;
 pub use crate::write::breaker::BreakerState;
 pub use crate::write::pressure::StallStats;
 pub use crate::write::ticket::Ticket;
+
+/// What the benches reach of the inside; no part of the API.
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::memtable::bench as memtable;
+}

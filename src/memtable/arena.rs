@@ -366,8 +366,8 @@ pub(super) fn prefetch(address: *const u8) {
 mod tests {
     use super::*;
 
-    fn read<'a>(entry: Entry, _arena: &'a Arena) -> (&'a [u8], EntryKind, &'a [u8]) {
-        // SAFETY: `_arena` outlives 'a, and the tests pass the arena that wrote the entry.
+    fn read(entry: Entry, _arena: &Arena) -> (&[u8], EntryKind, &[u8]) {
+        // SAFETY: what is returned borrows `_arena`, and the tests pass the entry's own.
         let key = unsafe { entry.key() };
         // SAFETY: as above.
         let kind = unsafe { entry.kind() };

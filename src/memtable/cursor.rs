@@ -4,7 +4,7 @@
 //! replaced leaf alive; it copies the slots it will stand on next into a *window*, in order, and
 //! reads the entries in the arena. A window is complete between two positions, and the next one
 //! begins exactly where it ends, so every entry is shown once, however leaves are split meanwhile.
-//! Windows start small, so that a seek copies little, and double up to whole leaves.
+//! Windows start small, so that a seek copies little, and grow to whole leaves.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +19,11 @@ use crate::memtable::leaf::Slot;
 use crate::memtable::position::Position;
 
 /// How many sorted slots the first window after a seek takes.
-const FIRST_WINDOW_SLOTS: usize = 8;
+const FIRST_WINDOW_SLOTS: usize = 16;
+/// The next one takes so many times as many,
+const WINDOW_GROWTH: usize = 4;
+/// up to more than a leaf has.
+const WINDOW_SLOTS_MAX: usize = 1 << 10;
 /// Entries are loaded into the cache so many steps ahead.
 const PREFETCH_AHEAD: usize = 6;
 
@@ -62,7 +66,7 @@ impl MemtableCursor {
             }
             from = upper;
         }
-        self.window_slots = (self.window_slots * 2).min(self.memtable.shape.slots_max * 2);
+        self.window_slots = (self.window_slots * WINDOW_GROWTH).min(WINDOW_SLOTS_MAX);
         self.window.iter().take(PREFETCH_AHEAD).for_each(Slot::prefetch);
     }
 
@@ -81,7 +85,7 @@ impl MemtableCursor {
             before = lower;
         }
         self.index = self.window.len().wrapping_sub(1);
-        self.window_slots = (self.window_slots * 2).min(self.memtable.shape.slots_max * 2);
+        self.window_slots = (self.window_slots * WINDOW_GROWTH).min(WINDOW_SLOTS_MAX);
         self.window.iter().rev().take(PREFETCH_AHEAD).for_each(Slot::prefetch);
     }
 

@@ -306,8 +306,8 @@ impl<'g> LeafRef<'g> {
     #[inline]
     fn slots(self, lens: Lens) -> &'g [Slot] {
         debug_assert!(lens.len <= self.capacity());
-        // SAFETY: `lens` was loaded from this leaf with Acquire, so so many slots are written,
-        // and they never change again; writers only touch those behind them.
+        // SAFETY: `lens` was loaded from this leaf with Acquire, or under the lock of its writers,
+        // so so many slots are written; they never change, writers only touch those behind them.
         unsafe { slice::from_raw_parts(self.slots_start(), lens.len) }
     }
 
@@ -344,14 +344,14 @@ impl<'g> LeafRef<'g> {
         if len == self.capacity() {
             return false;
         }
-        // SAFETY: `len` is within the capacity.
-        let slot_at = unsafe { self.slots_start().add(len) };
-        // SAFETY: with len > 0 there is a slot before, written and never changed.
-        if sorted == len && (len == 0 || unsafe { &*slot_at.sub(1) }.is_before(&slot)) {
+        let last = self.slots(Lens { sorted, len }).last();
+        if sorted == len && last.is_none_or(|last| last.is_before(&slot)) {
             sorted += 1;
         } else if len - sorted >= tail_max {
             return false;
         }
+        // SAFETY: `len` is within the capacity.
+        let slot_at = unsafe { self.slots_start().add(len) };
         // SAFETY: within the capacity, and unread until `lens` says so.
         unsafe { slot_at.write(slot) };
         // SAFETY: `len` is within the capacity.
@@ -436,7 +436,7 @@ impl<'g> LeafRef<'g> {
     ) -> Position<'static> {
         let lens = self.lens();
         let (sorted, tail) = self.slots(lens).split_at(lens.sorted);
-        let start = sorted.partition_point(|slot| slot.is_before_position(from));
+        let start = lower_bound(sorted, from);
         let end = sorted.len().min(start + sorted_max);
         let upper = sorted.get(end).map_or(*self.upper(), Slot::position);
         fill(window, &sorted[start..end], tail, from, &upper);
@@ -454,7 +454,7 @@ impl<'g> LeafRef<'g> {
     ) -> Position<'static> {
         let lens = self.lens();
         let (sorted, tail) = self.slots(lens).split_at(lens.sorted);
-        let end = sorted.partition_point(|slot| slot.is_before_position(before));
+        let end = lower_bound(sorted, before);
         let start = end.saturating_sub(sorted_max);
         let lower = if start == 0 { *lower } else { sorted[start].position() };
         fill(window, &sorted[start..end], tail, &lower, before);
@@ -475,6 +475,29 @@ impl<'g> LeafRef<'g> {
             assert_eq!(tag, super::tag(crate::key::hash(slot.key())));
         }
     }
+}
+
+/// How many of `sorted` are before `at`.
+///
+/// A plain binary search of a leaf that is not in the cache waits for a miss at nearly every step.
+/// This one waits twice: for sixteen pivots that are loaded together, and for what lies between two
+/// of them.
+fn lower_bound(sorted: &[Slot], at: &Position<'_>) -> usize {
+    let before = |slot: &Slot| slot.is_before_position(at);
+    let step = sorted.len() / 16;
+    if step < 2 {
+        return sorted.partition_point(before);
+    }
+    let pivots = || sorted.iter().step_by(step).take(16);
+    pivots().for_each(|slot| prefetch(ptr::from_ref(slot).cast()));
+    let block = [8, 4, 2, 1].into_iter().fold(0, |block, bit| {
+        if before(&sorted[(block + bit) * step]) { block + bit } else { block }
+    });
+    let start = block * step;
+    let end = if block == 15 { sorted.len() } else { start + step };
+    let rest = &sorted[start..end];
+    rest.iter().step_by(2).for_each(|slot| prefetch(ptr::from_ref(slot).cast()));
+    start + rest.partition_point(before)
 }
 
 /// Fills `window` with `sorted` and those of `tail` that are in `from..upper`, in order.

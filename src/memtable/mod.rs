@@ -44,6 +44,8 @@
 //!   node is for: a stale left leaf would hide E from a scan, though not from a point read.
 
 mod arena;
+#[cfg(feature = "testing")]
+pub mod bench;
 mod cursor;
 mod leaf;
 mod position;
@@ -79,6 +81,9 @@ struct Shape {
     tail_max: usize,
 }
 
+/// Measured with a million random 16-byte keys: 384 and 512 slots insert and get alike (their leaves
+/// are sorted anew for longer, the index is smaller). A tail of 32 makes a seek 15 % faster and an
+/// insert 5 to 10 % slower; writes decide.
 const SHAPE: Shape = Shape { slots_max: 256, tail_max: TAIL_SLOTS_MAX };
 
 /// Entries of one keyspace, sorted. Insertions and reads are concurrent; readers never wait.

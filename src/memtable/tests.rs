@@ -379,7 +379,7 @@ fn splits_between_lookup_and_load_hide_nothing() {
             let mut seqno = 1;
             let overtake = move |point| {
                 assert_eq!(point, RacePoint::Found);
-                for _ in 0..(seqno < 4000).then_some(40).unwrap_or(0) {
+                for _ in 0..if seqno < 4000 { 40 } else { 0 } {
                     seqno += 1;
                     let key = rng.u64(..200 << 8).to_be_bytes();
                     table.insert(&key, SeqNo(seqno), EntryKind::Put, b"");
@@ -599,6 +599,6 @@ fn readers_see_what_was_published_of_shared_keys() {
 fn readers_see_what_was_published_of_ordered_keys() {
     for shape in SHAPES {
         stress(shape, 3, 3000, |seqno| seqno.to_be_bytes().to_vec());
-        stress(shape, 3, 3000, |seqno| (seqno % 3 << 32 | seqno).to_be_bytes().to_vec());
+        stress(shape, 3, 3000, |seqno| ((seqno % 3) << 32 | seqno).to_be_bytes().to_vec());
     }
 }

@@ -1,3 +1,6 @@
-//! Integration tests, one binary: what a user of the crate sees.
+//! Integration tests, one binary: a module for each subject.
 
+#[cfg(feature = "cli")]
+mod cli;
+mod examples;
 mod verbs;
