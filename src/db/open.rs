@@ -27,7 +27,7 @@ use crate::db::jobs::table_config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{self, FileHeader, FileKind, FileNumber, LOCK, Lsn, TEMPORARY_ENDING};
 use crate::flush::flush;
-use crate::fs::{Fs, Lock};
+use crate::fs::{self, Fs, Lock};
 use crate::key::{KeyspaceId, SeqNo};
 use crate::manifest::edit::{Edit, KeyspaceFacts, TableAdded};
 use crate::manifest::reader::load;
@@ -382,6 +382,7 @@ impl<'a> Recovery<'a> {
         first_lsn: Lsn,
     ) -> Result<Arc<Engine>> {
         if !self.edit.tables_added.is_empty() {
+            let _site = fs::site("open.table.sync_dir");
             self.fs.sync_dir(self.dir).map_err(|e| Error::io("sync", self.dir, e))?;
         }
         let next_number = || FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));

@@ -2,5 +2,7 @@
 
 #[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "testing")]
+mod crash;
 mod examples;
 mod verbs;
