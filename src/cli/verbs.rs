@@ -382,7 +382,7 @@ impl Target {
     /// Whether the keyspace's values are written and printed as numbers: by the name of its merge
     /// operator.
     fn has_numbers(&self, keyspace: &Keyspace) -> bool {
-        let numbers = |name: String| {
+        let numbers = |name: &str| {
             name.starts_with("esker.counter.") || name == "esker.max" || name == "esker.min"
         };
         !self.raw && keyspace.operator_name().is_some_and(numbers)

@@ -47,7 +47,7 @@ pub struct Stats {
     /// Bytes a second that writers may write now; `None` for any rate.
     pub allowed_rate: Option<u64>,
     /// How often and how long writers waited, by cause.
-    pub stalls: Vec<(BusyCause, StallStats)>,
+    pub stalls: Vec<StallStats>,
     /// Whether writes are taken.
     pub breaker: BreakerState,
     /// Why not.
@@ -263,8 +263,9 @@ impl fmt::Display for Stats {
             self.pressure_cause,
             Bytes(self.sustainable_rate as u64),
         )?;
-        for (cause, stall) in self.stalls.iter().filter(|(_, stall)| stall.count > 0) {
-            writeln!(f, "stalls    {cause:?}: {} commits, {:.1?}", stall.count, stall.time)?;
+        for stall in self.stalls.iter().filter(|stall| stall.count > 0) {
+            let StallStats { cause, count, time } = stall;
+            writeln!(f, "stalls    {cause:?}: {count} commits, {time:.1?}")?;
         }
         write!(f, "writes    {:?}", self.breaker)?;
         if let Some(cause) = self.breaker_cause {

@@ -24,7 +24,7 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -149,6 +149,8 @@ pub(super) struct Arena {
     /// The chunk that is being filled, one of `chunks`; null before the first.
     current: AtomicPtr<Chunk>,
     chunks: Mutex<Chunks>,
+    /// Bytes of all chunks. Beside them, because writers look at it after every write.
+    held_bytes: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -157,7 +159,6 @@ struct Chunks {
     shared: Vec<Box<Chunk>>,
     /// One large entry in each.
     large: Vec<Memory>,
-    held_bytes: usize,
 }
 
 impl Arena {
@@ -166,12 +167,14 @@ impl Arena {
             pool: Arc::clone(pool),
             current: AtomicPtr::new(ptr::null_mut()),
             chunks: Mutex::new(Chunks::default()),
+            held_bytes: AtomicUsize::new(0),
         }
     }
 
     /// Bytes of all chunks, used or not.
+    #[inline]
     pub fn held_bytes(&self) -> usize {
-        self.chunks.lock().held_bytes
+        self.held_bytes.load(Ordering::Relaxed)
     }
 
     /// How many entries have been written.
@@ -183,7 +186,7 @@ impl Arena {
 
     /// True until the first entry is written.
     pub fn is_empty(&self) -> bool {
-        self.entry_count() == 0
+        self.held_bytes() == 0
     }
 
     /// Copies an entry into the arena.
@@ -234,7 +237,7 @@ impl Arena {
         let memory = Memory::new(bytes);
         let start = memory.start;
         let mut chunks = self.chunks.lock();
-        chunks.held_bytes += bytes;
+        self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
         chunks.large.push(memory);
         start
     }
@@ -252,7 +255,7 @@ impl Arena {
         let pool_bytes = self.pool.chunk_bytes;
         let memory = if wanted >= pool_bytes { self.pool.take() } else { Memory::new(wanted) };
         assert!(memory.bytes() >= bytes);
-        chunks.held_bytes += memory.bytes();
+        self.held_bytes.fetch_add(memory.bytes(), Ordering::Relaxed);
         let mut chunk = Box::new(Chunk { cut: AtomicU64::new(0), memory });
         // Release: whoever loads the pointer sees the chunk's fields.
         self.current.store(&raw mut *chunk, Ordering::Release);

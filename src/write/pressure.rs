@@ -118,8 +118,11 @@ pub(crate) enum Patience {
 }
 
 /// Time that writers spent waiting for one cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StallStats {
+    /// What they waited for.
+    pub cause: BusyCause,
     /// Commits that waited.
     pub count: u64,
     /// How long, added up over writers.
@@ -157,7 +160,7 @@ const CAUSES: [BusyCause; 5] = [
 
 impl Pressure {
     pub fn new(runtime: Runtime) -> Pressure {
-        let stalls = Default::default();
+        let stalls = CAUSES.map(|cause| StallStats { cause, count: 0, time: Duration::ZERO });
         Pressure {
             runtime,
             value: AtomicU64::new(0f64.to_bits()),
@@ -299,9 +302,8 @@ impl Pressure {
     }
 
     /// How often and how long writers waited, by cause.
-    pub fn stalls(&self) -> Vec<(BusyCause, StallStats)> {
-        let stalls = self.state.lock().stalls;
-        CAUSES.into_iter().zip(stalls).collect()
+    pub fn stalls(&self) -> Vec<StallStats> {
+        self.state.lock().stalls.to_vec()
     }
 
     fn now_ns(&self) -> u64 {
