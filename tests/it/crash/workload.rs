@@ -219,16 +219,22 @@ impl Workload {
 
     /// Runs on an empty disk.
     pub fn run(&self) -> Run {
-        self.run_on(SimFs::new(), Contents::from([("default".into(), BTreeMap::new())]), |disk| {
-            Arc::new(disk)
-        })
+        self.run_behind(|disk| Arc::new(disk))
     }
 
-    /// Runs on a disk that holds `base`, through what `wrap` puts before it.
+    /// Runs on an empty disk, through what `wrap` puts before it.
+    pub fn run_behind(&self, wrap: impl FnOnce(SimFs) -> Arc<dyn Fs>) -> Run {
+        let base = Contents::from([("default".into(), BTreeMap::new())]);
+        self.run_on(SimFs::new(), base, false, wrap)
+    }
+
+    /// Runs on a disk that holds `base`, through what `wrap` puts before it. `killed` says that a
+    /// power cut may still take some of it.
     pub fn run_on(
         &self,
         disk: SimFs,
         base: Contents,
+        killed: bool,
         wrap: impl FnOnce(SimFs) -> Arc<dyn Fs>,
     ) -> Run {
         let watch = Watch {
@@ -237,6 +243,7 @@ impl Workload {
             disk: disk.clone(),
             is_on: Arc::new(AtomicBool::new(self.watch)),
         };
+        watch.progress.lock().unwrap().power = (!killed).then_some(0);
         watch.install();
         let mut user = User {
             workload: self.clone(),
@@ -331,6 +338,9 @@ impl User {
             Ok(value) => Some(value),
             Err(error) => {
                 let text = format!("{what}: {:?}: {error}", error.kind());
+                if text.contains("over the limit") {
+                    return None; // Refused before it took a place.
+                }
                 assert!(self.workload.faulty, "seed {}: {text}", self.workload.seed);
                 self.errors.push(text);
                 None
