@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use crate::batch::{BatchBuilder, Operations, Payload};
 use crate::db::catalog::Catalog;
 use crate::db::worker::Work;
-use crate::error::{DegradedCause, Error, Result};
+use crate::error::{DegradedCause, Error, ErrorKind, Result};
 use crate::file::{FileNumber, Lsn};
 use crate::fs::{Fs, Lock};
 use crate::key::{EntryKind, KEY_BYTES_MAX, SeqNo, VALUE_BYTES_MAX};
@@ -417,13 +417,13 @@ impl Engine {
         self.file_lease.store(catalog.file_lease().0, Ordering::Relaxed);
     }
 
-    /// Opens the breaker after `error`.
+    /// Opens the breaker after `error`. Work that ended early because the database closes has not
+    /// failed.
     pub fn fail(&self, cause: DegradedCause, error: &Error) {
         let cause = match error.kind() {
-            crate::error::ErrorKind::NoSpace if cause == DegradedCause::Table => {
-                DegradedCause::NoSpace
-            }
-            crate::error::ErrorKind::Corruption { .. } => DegradedCause::Corruption,
+            ErrorKind::Closed => return,
+            ErrorKind::NoSpace if cause == DegradedCause::Table => DegradedCause::NoSpace,
+            ErrorKind::Corruption { .. } => DegradedCause::Corruption,
             _ => cause,
         };
         self.pipeline.breaker.open(cause, error);

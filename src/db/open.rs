@@ -5,10 +5,12 @@
 //! 3. Load the manifest; open the tables that it names.
 //! 4. Replay the log from where the manifest says, skipping by sequence number what is in tables;
 //!    the memtables become tables of level 0 as they fill, and at the end.
-//! 5. Begin a log at a position beyond every log found, and a new manifest that names the new
-//!    tables and that position. Its CURRENT is the one atomic step: a crash before it leaves
-//!    everything as it was, and one after it finds a database without a log to replay. So the cut
-//!    of a torn log is durable before the first new write.
+//! 5. Begin a log at a position beyond every log found, durably, and then a new manifest that
+//!    names the new tables and that position. Its CURRENT is the one atomic step: a crash before it
+//!    leaves everything as it was, with a log too many of which nothing is read, and one after it
+//!    finds an empty log to replay. So the cut of a torn log is durable before the first new write.
+//!    The first log of all comes after the manifest: logs without CURRENT are what a damaged
+//!    database has.
 //! 6. One more record, so that the manifest's first is not its last; then remove what is
 //!    superfluous.
 
@@ -29,7 +31,7 @@ use crate::file::{
     self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, Lsn, TEMPORARY_ENDING,
 };
 use crate::flush::flush;
-use crate::fs::{Fs, Lock};
+use crate::fs::{self, Fs, Lock};
 use crate::key::{KeyspaceId, SeqNo};
 use crate::manifest::edit::{Edit, KeyspaceFacts, TableAdded};
 use crate::manifest::reader::load;
@@ -45,7 +47,7 @@ use crate::table::{BlockCache, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
 use crate::write::commit::Pipeline;
-use crate::write::log::Logs;
+use crate::write::log::{LogCursor, Logs};
 
 /// Name of the keyspace that every database has.
 pub(crate) const DEFAULT_KEYSPACE: &str = "default";
@@ -65,7 +67,8 @@ pub(crate) fn open(
     fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     let lock = take_lock(&*fs, dir)?;
     let loaded = load(&fs, dir)?;
-    if loaded.is_none() && !options.create {
+    let is_new = loaded.is_none();
+    if is_new && !options.create {
         return Err(no_database(dir));
     }
     let mut state = match loaded {
@@ -80,9 +83,20 @@ pub(crate) fn open(
     let next_seqno = recovery.next_seqno(&state);
     let first_lsn = recovery.first_free_lsn(state.replay_from());
     let lease = SeqNo(next_seqno.0 + Engine::seqnos_ahead(&recovery.limits));
+    // A refused commit may have extended the old lease further than the numbers that were used.
+    let lease = lease.max(state.seqno_lease());
     recovery.edit.replay_from = Some(first_lsn);
     recovery.edit.seqno_lease = Some(lease);
-    recovery.finish(&mut state, runtime, lock, next_seqno, first_lsn)
+    let begin = Begin { is_new, next_seqno, first_lsn };
+    recovery.finish(&mut state, runtime, lock, &begin)
+}
+
+/// Where the session begins.
+struct Begin {
+    /// There was no database.
+    is_new: bool,
+    next_seqno: SeqNo,
+    first_lsn: Lsn,
 }
 
 /// What `dir` holds, before anything is created there.
@@ -128,6 +142,15 @@ fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
         }
         _ => Error::io("lock", &path, error),
     })
+}
+
+/// Begins the session's log, durably: the manifest names a position in it.
+fn begin_log(logs: &Logs, number: FileNumber, begin: &Begin) -> Result<LogCursor> {
+    let cursor = logs.begin(logs.create_spare(number, 0)?, begin.first_lsn)?;
+    let _site = fs::site("open.log.sync");
+    let synced = cursor.file().region.sync();
+    synced.map_err(|e| Error::io("sync", logs.path(cursor.file()), e))?;
+    Ok(cursor)
 }
 
 /// The state of a database that is being created: one keyspace.
@@ -385,10 +408,11 @@ impl<'a> Recovery<'a> {
         state: &mut State,
         runtime: Runtime,
         lock: Box<dyn Lock>,
-        next_seqno: SeqNo,
-        first_lsn: Lsn,
+        begin: &Begin,
     ) -> Result<Arc<Engine>> {
+        let &Begin { is_new, next_seqno, first_lsn } = begin;
         if !self.edit.tables_added.is_empty() {
+            let _site = fs::site("open.table.sync_dir");
             self.fs.sync_dir(self.dir).map_err(|e| Error::io("sync", self.dir, e))?;
         }
         let next_number = || FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
@@ -403,12 +427,15 @@ impl<'a> Recovery<'a> {
         state.apply(&self.edit).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
         let lease = state.seqno_lease();
         let growth = self.limits.manifest_bytes;
+        let logs = Logs::new(self.fs.clone(), self.dir.to_path_buf(), self.limits.log_bytes);
+        let log_before = if is_new { None } else { Some(begin_log(&logs, log_number, begin)?) };
         let mut catalog =
             Catalog::create(self.fs.clone(), self.dir, manifest_number, state.clone(), growth)?;
         catalog.append(Edit::default(), next_file)?;
-        // The log comes after the manifest: a log without CURRENT is what a damaged database has.
-        let logs = Logs::new(self.fs.clone(), self.dir.to_path_buf(), self.limits.log_bytes);
-        let cursor = logs.begin(logs.create_spare(log_number, 0)?, first_lsn)?;
+        let cursor = match log_before {
+            Some(cursor) => cursor,
+            None => begin_log(&logs, log_number, begin)?,
+        };
 
         let pipeline = Pipeline::new(logs, cursor, next_seqno, lease);
         let next_run = self.keyspaces.values().map(|keyspace| keyspace.next_run).max();

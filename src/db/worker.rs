@@ -149,7 +149,7 @@ impl Engine {
             state = self.work.state.lock();
             state.release(&job, claim);
             self.work.changed.notify_all();
-            if ran.is_err() {
+            if ran.is_err() && !state.stopped {
                 // Whatever it was opened the breaker, or another attempt would fail the same
                 // way: do not spin.
                 self.work.changed.wait_for(&mut state, PROBE);

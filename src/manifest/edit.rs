@@ -21,6 +21,7 @@
 //!   9  next keyspace id: varint
 //!  10  clean close: last seqno used, varint
 //!  11  log file in which the replay begins: number, varint
+//!  12  merge operator given: keyspace varint, name (varint length, UTF-8); any number of times
 //! ```
 //!
 //! Unknown tags are refused below 128 and skipped from 128 on. A newer version that adds one
@@ -41,6 +42,8 @@ pub(crate) struct Edit {
     pub keyspaces_created: Vec<KeyspaceFacts>,
     /// Keyspaces that are gone, with all their tables.
     pub keyspaces_dropped: Vec<KeyspaceId>,
+    /// Merge operators of keyspaces that had none.
+    pub operators_given: Vec<(KeyspaceId, String)>,
     /// Tables that leave their level. Before those that come, so that a table can change levels.
     pub tables_removed: Vec<TableRemoved>,
     /// Tables that come to a level.
@@ -110,6 +113,7 @@ mod tag {
     pub(super) const NEXT_KEYSPACE: u8 = 9;
     pub(super) const CLEAN_CLOSE: u8 = 10;
     pub(super) const REPLAY_LOG: u8 = 11;
+    pub(super) const OPERATOR_GIVEN: u8 = 12;
     pub(super) const SKIPPABLE: u8 = 128;
 }
 
@@ -133,6 +137,12 @@ impl Edit {
             fields.put(tag::FLUSHED_UPTO, |out| {
                 put_varint(out, u64::from(id.0));
                 put_varint(out, seqno.0);
+            });
+        }
+        for (id, operator) in &self.operators_given {
+            fields.put(tag::OPERATOR_GIVEN, |out| {
+                put_varint(out, u64::from(id.0));
+                put_bytes(out, operator.as_bytes());
             });
         }
         fields.put_number(tag::REPLAY_FROM, self.replay_from.map(|lsn| lsn.0));
@@ -165,6 +175,7 @@ impl Edit {
             tag::TABLE_REMOVED => self.tables_removed.push(TableRemoved::decode(field)?),
             tag::TABLE_ADDED => self.tables_added.push(TableAdded::decode(field)?),
             tag::FLUSHED_UPTO => self.flushed_upto.push((keyspace_id(field)?, seqno(field)?)),
+            tag::OPERATOR_GIVEN => self.operators_given.push((keyspace_id(field)?, text(field)?)),
             tag::REPLAY_FROM => set_once(&mut self.replay_from, Lsn(field.varint()?))?,
             tag::REPLAY_LOG => set_once(&mut self.replay_log, FileNumber(field.varint()?))?,
             tag::SEQNO_LEASE => set_once(&mut self.seqno_lease, seqno(field)?)?,
@@ -328,6 +339,7 @@ pub(crate) mod tests {
             flushed_upto: vec![(KeyspaceId(0), SeqNo(7)), (KeyspaceId(5), SeqNo::MAX)],
             replay_from: Some(Lsn(300)),
             replay_log: Some(FileNumber(3)),
+            operators_given: vec![(KeyspaceId(0), "min".into())],
             seqno_lease: Some(SeqNo::MAX),
             next_file: Some(FileNumber(12)),
             next_keyspace: Some(KeyspaceId(6)),
@@ -403,7 +415,7 @@ pub(crate) mod tests {
         let refuse = |bytes: &[u8], why| {
             assert_eq!(Edit::decode(bytes).unwrap_err().0, why, "{bytes:?}");
         };
-        refuse(&[12, 0], "a field of an unknown tag");
+        refuse(&[13, 0], "a field of an unknown tag");
         refuse(&[0, 0], "a field of an unknown tag");
         refuse(&[2, 2, 1, 1], "bytes left over");
         refuse(&[2, 0], "varint without an end");

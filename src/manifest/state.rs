@@ -68,6 +68,9 @@ impl State {
         for facts in &edit.keyspaces_created {
             self.create(facts, first_new_keyspace)?;
         }
+        for (id, operator) in &edit.operators_given {
+            self.give_operator(*id, operator)?;
+        }
         for &id in &edit.keyspaces_dropped {
             self.drop_keyspace(id)?;
         }
@@ -100,6 +103,7 @@ impl State {
         Edit {
             keyspaces_created: self.keyspaces.values().map(|k| k.facts.clone()).collect(),
             keyspaces_dropped: Vec::new(),
+            operators_given: Vec::new(),
             tables_removed: Vec::new(),
             tables_added: tables.collect(),
             flushed_upto: self.keyspaces.iter().map(|(&id, k)| (id, k.flushed_upto)).collect(),
@@ -240,6 +244,17 @@ impl State {
         let (facts, runs) = (facts.clone(), BTreeMap::new());
         self.keyspaces.insert(id, KeyspaceState { facts, flushed_upto: SeqNo::ZERO, runs });
         Ok(())
+    }
+
+    fn give_operator(&mut self, id: KeyspaceId, name: &str) -> Result<(), Misfit> {
+        let keyspace = self.existing(id)?;
+        match &keyspace.facts.operator {
+            Some(operator) => misfit!("keyspace {} has the merge operator {operator:?}", id.0),
+            None => {
+                keyspace.facts.operator = Some(name.to_string());
+                Ok(())
+            }
+        }
     }
 
     fn drop_keyspace(&mut self, id: KeyspaceId) -> Result<(), Misfit> {

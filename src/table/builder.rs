@@ -17,7 +17,7 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_outpu
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 use crate::file::{FileHeader, FileId, FileKind, FileNumber};
-use crate::fs::{File, Fs};
+use crate::fs::{self, File, Fs};
 use crate::key::{self, EntryKind, KEY_BYTES_MAX, SeqNo, VALUE_BYTES_MAX};
 use crate::options::Filter;
 use crate::table::block::{BlockBuilder, shared_prefix};
@@ -386,6 +386,8 @@ impl ChunkWriter {
         if self.reserved > self.written {
             self.file.set_len(self.written).map_err(|e| Error::io("truncate", &self.path, e))?;
         }
+        // Else a table that the manifest names can lack what was written (LevelDB #333).
+        let _site = fs::site("table.sync");
         self.file.sync().map_err(|e| Error::io("sync", &self.path, e))
     }
 }

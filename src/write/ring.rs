@@ -21,16 +21,12 @@
 //! what recovery will find as well. The structure is that of Pebble's commit pipeline
 //! (`commit.go`), with the log position added.
 
-use super::sync::{AtomicU64, Condvar, Mutex, Ordering, spin};
+use super::sync::{AtomicU64, Condvar, Mutex, Ordering, SLOT_COUNT, SPIN_COUNT, spin};
 
 use crate::file::Lsn;
 use crate::key::SeqNo;
 
-/// Commits under way at once. Each is one thread inside `commit`, so this is no real limit.
-const SLOT_COUNT: u64 = 1024;
-/// Spins before a waiting writer sleeps. The predecessor is typically half a microsecond away.
-const SPIN_COUNT: u32 = 64;
-
+/// Instead of a number in [`Slot::done`].
 const ABANDONED: u64 = u64::MAX;
 
 /// A commit's place in the order.
@@ -224,7 +220,9 @@ impl Ring {
     /// Waits until [`Ring::push`] may succeed, or the ring has failed.
     pub fn wait_room(&self) {
         self.sleep_until(|ring| {
-            ring.tail.load(Ordering::SeqCst) - ring.head.load(Ordering::SeqCst) < SLOT_COUNT
+            // In this order: read the other way round, `head` may have passed that `tail`.
+            let head = ring.head.load(Ordering::SeqCst);
+            ring.tail.load(Ordering::SeqCst) - head < SLOT_COUNT
         });
     }
 

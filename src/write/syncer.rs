@@ -99,13 +99,6 @@ impl Syncer {
         self.wake(&mut state);
     }
 
-    /// Everything before `lsn` is durable by other means: in tables that the manifest names.
-    pub fn covered(&self, lsn: Lsn) {
-        self.durable.fetch_max(lsn.0, Ordering::AcqRel);
-        let mut state = self.state.lock();
-        self.wake(&mut state);
-    }
-
     fn wake(&self, state: &mut State) {
         let durable = self.durable();
         let all = state.failure.is_some() || state.stopped;
