@@ -410,7 +410,7 @@ impl<'a> Recovery<'a> {
         lock: Box<dyn Lock>,
         begin: &Begin,
     ) -> Result<Arc<Engine>> {
-        let &Begin { is_new, next_seqno, first_lsn } = begin;
+        let &Begin { is_new, next_seqno, .. } = begin;
         if !self.edit.tables_added.is_empty() {
             let _site = fs::site("open.table.sync_dir");
             self.fs.sync_dir(self.dir).map_err(|e| Error::io("sync", self.dir, e))?;
