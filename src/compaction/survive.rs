@@ -183,6 +183,7 @@ impl<C: Cursor> Survivors<C> {
     }
 
     /// What happened so far.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests count what survives by them"))]
     pub(crate) fn counts(&self) -> SurvivorCounts {
         self.counts
     }

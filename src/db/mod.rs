@@ -70,7 +70,6 @@ impl Db {
     }
 
     /// Opens a database with choices of your own: `Db::builder("data").memory(1 << 30).open()?`.
-    #[must_use]
     pub fn builder(path: impl AsRef<Path>) -> DbBuilder {
         DbBuilder { path: path.as_ref().to_path_buf(), options: Options::default() }
     }
@@ -140,7 +139,6 @@ impl Db {
     }
 
     /// An empty batch.
-    #[must_use]
     pub fn batch(&self) -> Batch {
         Batch::new(self.default.handle.clone())
     }

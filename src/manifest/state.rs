@@ -122,6 +122,7 @@ impl State {
     }
 
     /// The keyspace of this id, if it exists.
+    #[cfg(test)]
     #[must_use]
     pub(crate) fn keyspace(&self, id: KeyspaceId) -> Option<&KeyspaceState> {
         self.keyspaces.get(&id)

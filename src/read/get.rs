@@ -98,8 +98,7 @@ where
             return Ok(());
         }
     }
-    view.version.visit(key, hash, snapshot, step)?;
-    Ok(())
+    view.version.visit(key, hash, snapshot, step).map(|_| ())
 }
 
 /// Folds operands, newest first, onto `base`.

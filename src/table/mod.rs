@@ -65,7 +65,6 @@ pub(crate) mod reader;
 
 pub(crate) use crate::table::builder::TableBuilder;
 pub(crate) use crate::table::cache::BlockCache;
-pub(crate) use crate::table::cursor::TableCursor;
 pub(crate) use crate::table::reader::Table;
 
 #[cfg(test)]

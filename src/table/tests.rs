@@ -58,9 +58,9 @@ fn build_in(fs: &dyn Fs, dir: &Path, config: &TableConfig, entries: &[Entry]) ->
 }
 
 fn random_seed() -> fastrand::Rng {
-    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    let seed = std::env::var("ESKER_SEED").ok().and_then(|s| s.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    println!("SEED={seed}");
+    println!("ESKER_SEED={seed}");
     fastrand::Rng::with_seed(seed)
 }
 

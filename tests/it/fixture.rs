@@ -45,8 +45,7 @@ impl Opened {
     fn new(db: Db) -> Opened {
         let counts = KeyspaceOptions::new().merge(Counter::default());
         let counts = db.keyspace("counts", counts).unwrap();
-        let notes =
-            db.keyspace("notes ä", KeyspaceOptions::new().merge(Append::default())).unwrap();
+        let notes = db.keyspace("notes ä", KeyspaceOptions::new().merge(Append)).unwrap();
         Opened { db, counts, notes }
     }
 }
@@ -195,8 +194,7 @@ fn a_database_of_version_1_opens_with_everything_in_it() {
             let db = Db::builder(dir.path()).create(false).read_mode(mode).open().unwrap();
             let opened = Opened::new(db);
             assert_whole(&opened);
-            let wrong =
-                opened.db.keyspace("counts", KeyspaceOptions::new().merge(Append::default()));
+            let wrong = opened.db.keyspace("counts", KeyspaceOptions::new().merge(Append));
             wrong.expect_err("an operator of another name");
             opened.db.put(key(10), b"written since").unwrap();
             assert_eq!(opened.db.get(key(10)).unwrap().unwrap(), *b"written since");
