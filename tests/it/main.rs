@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "testing")]
+mod concurrency;
 mod examples;
 #[cfg(feature = "testing")]
 mod model;
