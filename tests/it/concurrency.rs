@@ -229,7 +229,7 @@ fn run_workload(open: impl Fn() -> Db, runtime: &Runtime, rounds: u64) {
 fn everything_at_once_on_the_real_file_system() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = Runtime::threads();
-    run_workload(|| Db::open_with(dir.path(), Options::tiny()).unwrap(), &runtime, 200);
+    run_workload(|| Db::open_with(dir.path(), Options::tiny()).unwrap(), &runtime, 20);
 }
 
 #[test]
