@@ -80,7 +80,9 @@ pub(crate) fn open(
     recovery.replay(&state)?;
     let next_seqno = recovery.next_seqno(&state);
     let first_lsn = recovery.first_free_lsn(state.replay_from());
+    // A lease may have been extended for a commit that then failed.
     let lease = SeqNo(next_seqno.0 + Engine::seqnos_ahead(&recovery.limits));
+    let lease = lease.max(state.seqno_lease());
     recovery.edit.replay_from = Some(first_lsn);
     recovery.edit.seqno_lease = Some(lease);
     let begin = Begin { is_new, next_seqno, first_lsn };
