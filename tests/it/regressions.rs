@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use esker::fs::sim::SimFs;
 use esker::runtime::Runtime;
-use esker::{Db, ErrorKind, KeyspaceOptions, Options};
+use esker::{Db, ErrorKind, Keyspace, KeyspaceOptions, Options};
 
 fn open(fs: &SimFs) -> Db {
     let fs = Arc::new(fs.clone());
@@ -29,4 +29,25 @@ fn a_refused_batch_leaves_the_lease_ahead_of_the_numbers() {
     db.close().unwrap();
     let db = open(&fs);
     assert_eq!(db.get("a").unwrap().unwrap(), *"1");
+}
+
+/// Bug: a flush never ended, and the syncer synced without end. Cause: the flush waited until the
+/// log was durable up to its very end, where a sync mark or an end record lay; those are not
+/// commits, so that position is never published and no sync ever reaches it. Fix: wait up to the
+/// end of the last commit.
+#[test]
+fn a_flush_does_not_wait_for_a_mark_in_the_log() {
+    let fs = SimFs::new();
+    let db = open(&fs);
+    let other = db.keyspace("other", KeyspaceOptions::new()).unwrap();
+    // Something older that stays in memory, so that the flush has to sync the log.
+    other.put("a", "1").unwrap();
+    db.put("b", "2").unwrap();
+    db.sync().unwrap();
+    let (ended, end) = std::sync::mpsc::channel();
+    let flushing = db.clone();
+    let flush = std::thread::spawn(move || ended.send(Keyspace::flush(&flushing)).unwrap());
+    let flushed = end.recv_timeout(std::time::Duration::from_secs(60));
+    flushed.expect("the flush ends").unwrap();
+    flush.join().unwrap();
 }
