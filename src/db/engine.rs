@@ -278,7 +278,7 @@ impl Engine {
     #[inline]
     pub fn charge(&self, user_bytes: u64, patience: Patience) {
         self.totals.user_bytes.fetch_add(user_bytes, Ordering::Relaxed);
-        self.pressure.pay(user_bytes, patience);
+        self.pressure.pay(user_bytes, patience, || self.pipeline.breaker.check().is_err());
     }
 
     /// # Errors
@@ -427,7 +427,6 @@ impl Engine {
             _ => cause,
         };
         self.pipeline.breaker.open(cause, error);
-        self.pressure.release();
         self.work.wake();
     }
 

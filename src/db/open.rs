@@ -112,6 +112,8 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
             "{} is not a database of esker: it has a file {foreign:?}; choose an empty directory",
             dir.display()
         ))),
+        // Before the lock file is made: a directory without a database stays as it is.
+        _ if !has_current && !create => Err(no_database(dir)),
         _ => Ok(()),
     }
 }
