@@ -4,9 +4,8 @@
 //! The order of syncs in a flush, and what each protects from:
 //!
 //! 1. the tables, then their directory: before an edit names them;
-//! 2. the log through the last flushed record: or the flushed commit would survive power loss and
-//!    an earlier one of another keyspace would not, and the position from which to replay would
-//!    lie beyond the end of the log;
+//! 2. the log through the last flushed record, if any record before it is in no table: or the
+//!    flushed commit would survive power loss and an earlier one of another keyspace would not;
 //! 3. the edit, with `flushed_upto` and the position from which to replay;
 //! 4. then, and only then, the view;
 //! 5. logs and inputs are removed once a later record of the manifest is durable.
@@ -61,7 +60,9 @@ impl Engine {
     ) -> Result<()> {
         let newest = frozen.first().expect("something was flushed");
         let upto = newest.last_seqno;
-        self.pipeline.wait_durable(newest.end_lsn)?;
+        if self.needed_from(Some((tree, upto))) < newest.end_lsn {
+            self.pipeline.wait_durable(newest.end_lsn)?;
+        }
         let added = self.open_tables(0, self.next_run(), facts)?;
         let mut catalog = self.catalog.lock();
         if tree.check_live().is_err() {
@@ -72,9 +73,9 @@ impl Engine {
             self.pipeline.lock().forget_frozen(tree, upto);
             return Ok(());
         }
-        // Not beyond what is durable: replay reads the log there.
-        let durable = self.pipeline.syncer.durable();
-        let replay_from = self.needed_from(Some((tree, upto))).min(durable);
+        // Maybe beyond what is durable: the length of every log is, from its creation on, and a
+        // replay that finds nothing there ends there.
+        let replay_from = self.needed_from(Some((tree, upto)));
         let edit = Edit {
             tables_added: added.iter().map(|added| table_added(tree, added)).collect(),
             flushed_upto: vec![(tree.id, upto)],
@@ -91,6 +92,7 @@ impl Engine {
                 view.frozen.iter().filter(|frozen| frozen.last_seqno > upto).cloned().collect();
             tree.replace_view(View { active: view.active.clone(), frozen, version });
         }
+        self.pipeline.syncer.covered(replay_from);
         for number in self.pipeline.logs.forget_before(replay_from) {
             catalog.retire(FileKind::Log.path(&self.dir, number));
         }

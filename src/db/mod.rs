@@ -274,12 +274,11 @@ impl Drop for Handle {
 impl Engine {
     /// Marks the database as closed cleanly: there is no log to replay.
     fn end_cleanly(&self) -> Result<()> {
-        // What nobody needs, since its keyspace was dropped, may not have been synced yet; but a
-        // replay begins only where the log is durable.
-        self.pipeline.wait_durable(self.pipeline.ring.copied())?;
         let mut catalog = self.catalog.lock();
-        let lsn = self.pipeline.syncer.durable();
-        let next_seqno = self.pipeline.lock().next_seqno();
+        let (lsn, next_seqno) = {
+            let commit = self.pipeline.lock();
+            (commit.lsn(), commit.next_seqno())
+        };
         let clean_close = Some(crate::key::SeqNo(next_seqno.0 - 1));
         let replay_log = Some(self.pipeline.logs.file_at(lsn));
         let edit = Edit { replay_from: Some(lsn), replay_log, clean_close, ..Edit::default() };

@@ -5,12 +5,10 @@
 //! 3. Load the manifest; open the tables that it names.
 //! 4. Replay the log from where the manifest says, skipping by sequence number what is in tables;
 //!    the memtables become tables of level 0 as they fill, and at the end.
-//! 5. Begin a log at a position beyond every log found, durably, and then a new manifest that
-//!    names the new tables and that position. Its CURRENT is the one atomic step: a crash before it
-//!    leaves everything as it was, with a log too many of which nothing is read, and one after it
-//!    finds an empty log to replay. So the cut of a torn log is durable before the first new write.
-//!    The first log of all comes after the manifest: logs without CURRENT are what a damaged
-//!    database has.
+//! 5. Begin a new manifest that names the new tables, the number of a log to come, and a position
+//!    beyond every log found. Its CURRENT is the one atomic step: a crash before it leaves
+//!    everything as it was, and one after it finds a database without a log to replay. So the cut
+//!    of a torn log is durable before the first new write. Then begin that log.
 //! 6. One more record, so that the manifest's first is not its last; then remove what is
 //!    superfluous.
 
@@ -47,7 +45,7 @@ use crate::table::{BlockCache, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
 use crate::write::commit::Pipeline;
-use crate::write::log::{LogCursor, Logs};
+use crate::write::log::Logs;
 
 /// Name of the keyspace that every database has.
 pub(crate) const DEFAULT_KEYSPACE: &str = "default";
@@ -67,8 +65,7 @@ pub(crate) fn open(
     fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     let lock = take_lock(&*fs, dir)?;
     let loaded = load(&fs, dir)?;
-    let is_new = loaded.is_none();
-    if is_new && !options.create {
+    if loaded.is_none() && !options.create {
         return Err(no_database(dir));
     }
     let mut state = match loaded {
@@ -87,16 +84,7 @@ pub(crate) fn open(
     let lease = lease.max(state.seqno_lease());
     recovery.edit.replay_from = Some(first_lsn);
     recovery.edit.seqno_lease = Some(lease);
-    let begin = Begin { is_new, next_seqno, first_lsn };
-    recovery.finish(&mut state, runtime, lock, &begin)
-}
-
-/// Where the session begins.
-struct Begin {
-    /// There was no database.
-    is_new: bool,
-    next_seqno: SeqNo,
-    first_lsn: Lsn,
+    recovery.finish(&mut state, runtime, lock, next_seqno, first_lsn)
 }
 
 /// What `dir` holds, before anything is created there.
@@ -119,6 +107,11 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
             || file::parse_name(name).is_some()
     };
     let has_current = names.iter().any(|name| name == file::CURRENT);
+    // What is left of a database without CURRENT is for the manifest's reader to judge.
+    let left = |name: &String| name == file::CURRENT || file::parse_name(name).is_some();
+    if !create && !names.iter().any(left) {
+        return Err(no_database(dir));
+    }
     match names.iter().find(|name| !ours(name)) {
         Some(foreign) if !has_current => Err(Error::invalid(format!(
             "{} is not a database of esker: it has a file {foreign:?}; choose an empty directory",
@@ -142,15 +135,6 @@ fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
         }
         _ => Error::io("lock", &path, error),
     })
-}
-
-/// Begins the session's log, durably: the manifest names a position in it.
-fn begin_log(logs: &Logs, number: FileNumber, begin: &Begin) -> Result<LogCursor> {
-    let cursor = logs.begin(logs.create_spare(number, 0)?, begin.first_lsn)?;
-    let _site = fs::site("open.log.sync");
-    let synced = cursor.file().region.sync();
-    synced.map_err(|e| Error::io("sync", logs.path(cursor.file()), e))?;
-    Ok(cursor)
 }
 
 /// The state of a database that is being created: one keyspace.
@@ -408,9 +392,9 @@ impl<'a> Recovery<'a> {
         state: &mut State,
         runtime: Runtime,
         lock: Box<dyn Lock>,
-        begin: &Begin,
+        next_seqno: SeqNo,
+        first_lsn: Lsn,
     ) -> Result<Arc<Engine>> {
-        let &Begin { is_new, next_seqno, .. } = begin;
         if !self.edit.tables_added.is_empty() {
             let _site = fs::site("open.table.sync_dir");
             self.fs.sync_dir(self.dir).map_err(|e| Error::io("sync", self.dir, e))?;
@@ -428,14 +412,11 @@ impl<'a> Recovery<'a> {
         let lease = state.seqno_lease();
         let growth = self.limits.manifest_bytes;
         let logs = Logs::new(self.fs.clone(), self.dir.to_path_buf(), self.limits.log_bytes);
-        let log_before = if is_new { None } else { Some(begin_log(&logs, log_number, begin)?) };
         let mut catalog =
             Catalog::create(self.fs.clone(), self.dir, manifest_number, state.clone(), growth)?;
         catalog.append(Edit::default(), next_file)?;
-        let cursor = match log_before {
-            Some(cursor) => cursor,
-            None => begin_log(&logs, log_number, begin)?,
-        };
+        // The log comes after the manifest: a log without CURRENT is what a damaged database has.
+        let cursor = logs.begin(logs.create_spare(log_number, 0)?, first_lsn)?;
 
         let pipeline = Pipeline::new(logs, cursor, next_seqno, lease);
         let next_run = self.keyspaces.values().map(|keyspace| keyspace.next_run).max();

@@ -65,7 +65,8 @@ pub(crate) enum Mode {
 pub(crate) struct Replay {
     /// The directory of the files, for error texts where there is no file to name.
     pub dir: PathBuf,
-    /// LSN of the first record to read. It must be durable, and a record must begin there.
+    /// LSN of the first record to read. A record begins there, if it was written; it need not be
+    /// durable.
     pub from: Lsn,
     /// The file in which that record is, or would be. Those with smaller numbers are no part of
     /// the replay, whatever is in them: their names may outlive what came after them.
@@ -164,7 +165,6 @@ impl LogChain {
         unreadable.sort_by_key(|file| file.number);
         if replay.mode == Mode::Strict {
             check_order(&links)?;
-            check_unreadable(&unreadable, replay.from)?;
         }
         let (lsn, breaks) = (replay.from, Vec::new());
         let ended = false;
@@ -434,20 +434,6 @@ fn check_order(links: &[Link]) -> Result<(), Error> {
     Ok(())
 }
 
-/// A file with records before `from` had been synced, header and all.
-fn check_unreadable(unreadable: &[Unreadable], from: Lsn) -> Result<(), Error> {
-    let durable = |file: &&Unreadable| {
-        file.repaired.as_ref().is_some_and(|link| link.header.first_lsn < from)
-    };
-    match unreadable.iter().find(durable) {
-        Some(file) => {
-            let found = "one that differs in a bit";
-            Err(Error::corruption(&file.path, 0, "the header of a durable log file", found))
-        }
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -675,10 +661,6 @@ mod tests {
             let error = run(files(&logs), replay(Lsn(64))).unwrap_err();
             assert!(error.is_corruption(), "bit {bit}: {error}");
         }
-        let mut log = three(1, |_| Lsn(0)).remove(0);
-        log.bytes[17] ^= 1;
-        let error = run(vec![file(&log)], replay(Lsn(64 + 40))).unwrap_err();
-        assert!(error.is_corruption(), "it had records before the replay: {error}");
     }
 
     #[test]
