@@ -298,9 +298,14 @@ impl Tree {
                 ),
             }));
         };
-        operator
-            .check(operand)
-            .map_err(|refusal| Error::invalid(format!("{}: {}", operator.name(), refusal.0)))
+        // A user's code: a panic in it becomes an error.
+        let check = std::panic::AssertUnwindSafe(|| operator.check(operand));
+        let refusal = match std::panic::catch_unwind(check) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(refusal)) => refusal.0,
+            Err(_) => "panicked".to_string(),
+        };
+        Err(Error::invalid(format!("operator {:?}: {refusal}", operator.name())))
     }
 }
 

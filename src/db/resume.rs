@@ -58,13 +58,16 @@ impl Engine {
 
     fn repair(&self, own_jobs: usize) -> Result<()> {
         self.wait_idle(own_jobs);
-        while !{
-            let _commit = self.pipeline.lock();
-            self.pipeline.ring.is_drained()
-        } {
-            self.runtime.yield_now();
-        }
-        let cut = self.pipeline.ring.visible();
+        let cut = loop {
+            let drained = {
+                let _commit = self.pipeline.lock();
+                self.pipeline.ring.drain()
+            };
+            match drained {
+                Some(cut) => break cut,
+                None => self.runtime.yield_now(),
+            }
+        };
         let trees = self.trees.load_full();
         let mut rescued = Vec::new();
         for tree in trees.iter().filter(|tree| tree.check_live().is_ok()) {
@@ -132,8 +135,8 @@ impl Engine {
                 tree.replace_view(View { active, frozen: Vec::new(), version });
             }
             commit.restart(cursor);
-            let visible = SeqNo(commit.next_seqno().0 - 1);
-            self.pipeline.ring.reset(visible, first_lsn);
+            let last_seqno = SeqNo(commit.next_seqno().0 - 1);
+            self.pipeline.ring.reset(last_seqno, first_lsn);
         }
         self.pipeline.syncer.reset(first_lsn);
         for number in logs.abandon_older() {

@@ -407,6 +407,10 @@ fn sort_out(files: Vec<LogFile>) -> Result<(Vec<Link>, Vec<Unreadable>), Error> 
 /// over 124 bytes tells any two headers apart that differ in up to 3 bits, so at most one is.
 fn repair(path: &Path, number: FileNumber, bytes: &Bytes) -> Option<Link> {
     let damaged = bytes.first_chunk::<HEADER_BYTES>()?;
+    if *damaged == [0; HEADER_BYTES] {
+        // A spare that was never begun, as every open finds one: a thousand vain attempts.
+        return None;
+    }
     for bit in 0..HEADER_BYTES * 8 {
         let mut candidate = *damaged;
         candidate[bit / 8] ^= 1 << (bit % 8);

@@ -1,4 +1,4 @@
-//! A model of the commit ring: `ring.rs` compiled once more, over shuttle's threads, with two slots,
+//! A model of the commit ring: `ring.rs` compiled once more, over shuttle's threads, with three slots,
 //! so that shuttle can try thousands of schedules of writers, readers and failures.
 //!
 //! Shuttle takes every access for sequentially consistent: it finds lost wake-ups and wrong orders
@@ -11,7 +11,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, FailurePersistence, Runner, thread};
 
 use self::ring::{Place, Ring};
-use self::sync::{AtomicU64, Mutex, Ordering, SLOT_COUNT};
+use self::sync::{AtomicU64, Mutex, Ordering};
 use crate::file::Lsn;
 use crate::key::SeqNo;
 
@@ -26,7 +26,7 @@ mod sync {
     pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering};
 
     /// So few that three writers wrap around and run out.
-    pub(crate) const SLOT_COUNT: u64 = 2;
+    pub(crate) const SLOT_COUNT: u64 = 3;
     pub(crate) const SPIN_COUNT: u32 = 1;
 
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
@@ -75,6 +75,9 @@ mod sync {
         }
     }
 }
+
+/// Commits of each writer: twelve in all wrap around the ring four times.
+const COMMIT_COUNT: u64 = 4;
 
 /// A commit that has its place.
 struct Commit {
@@ -183,7 +186,7 @@ fn what_is_published_is_a_prefix_of_the_commit_order() {
         let writers = (1..4).map(|operation_count| {
             let model = model.clone();
             thread::spawn(move || {
-                for _ in 0..2 * SLOT_COUNT {
+                for _ in 0..COMMIT_COUNT {
                     assert!(model.commit(operation_count));
                 }
             })
@@ -203,9 +206,9 @@ fn what_is_published_is_a_prefix_of_the_commit_order() {
         for thread in writers.into_iter().chain([reader]) {
             thread.join().unwrap();
         }
-        let all = 2 * SLOT_COUNT * (1 + 2 + 3);
+        let all = COMMIT_COUNT * (1 + 2 + 3);
         assert_eq!(model.ring.visible(), SeqNo(10 + all));
-        assert_eq!(model.ring.copied(), Lsn(100 + 8 * 3 * 2 * SLOT_COUNT));
+        assert_eq!(model.ring.copied(), Lsn(100 + 8 * 3 * COMMIT_COUNT));
         assert!(model.ring.has_room());
     });
 }
@@ -267,5 +270,54 @@ fn a_failure_stops_publication_and_wakes_everyone() {
         }
         assert!(model.check() < failed.last_seqno, "published past the failure");
         assert!(model.ring.copied() < failed.end_lsn);
+    });
+}
+
+#[test]
+fn a_reset_keeps_what_was_acknowledged_and_never_acknowledges_what_was_lost() {
+    explore(|| {
+        let model = Model::new();
+        let failing = thread::spawn({
+            let model = model.clone();
+            move || {
+                let (place, _) = model.begin(1).expect("nobody else breaks it");
+                model.broken.store(1, Ordering::SeqCst);
+                model.ring.abandon(place);
+                model.ring.wait_published(place)
+            }
+        });
+        // What each writer was told of its commit.
+        let writers = [2, 3].map(|operation_count| {
+            let model = model.clone();
+            thread::spawn(move || {
+                let (place, ready) = model.begin(operation_count)?;
+                ready.store(1, Ordering::SeqCst);
+                model.ring.finish(place);
+                Some((place.last_seqno, model.ring.wait_published(place)))
+            })
+        });
+        while model.broken.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        let (cut, last_seqno) = loop {
+            let commits = model.commits.lock();
+            if let Some(cut) = model.ring.drain() {
+                let last = commits.last().expect("the one that failed").last_seqno;
+                model.ring.reset(last, Lsn(1000));
+                break (cut, last);
+            }
+            drop(commits);
+            thread::yield_now();
+        };
+        assert!(!failing.join().unwrap(), "acknowledged what was lost");
+        for writer in writers {
+            if let Some((seqno, acknowledged)) = writer.join().unwrap() {
+                assert_eq!(acknowledged, seqno <= cut, "{seqno:?}, cut at {cut:?}");
+            }
+        }
+        // The ring goes on.
+        let place = model.ring.push(SeqNo(last_seqno.0 + 1), Lsn(1008)).expect("it is empty");
+        model.ring.finish(place);
+        assert!(model.ring.wait_published(place));
     });
 }

@@ -3,6 +3,8 @@
 #[cfg(feature = "cli")]
 mod cli;
 #[cfg(feature = "testing")]
+mod concurrency;
+#[cfg(feature = "testing")]
 mod crash;
 mod examples;
 #[cfg(feature = "testing")]

@@ -20,7 +20,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use esker::fs::Fs;
@@ -374,7 +374,9 @@ pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// Opens without threads.
 pub fn open(fs: Arc<dyn Fs>) -> esker::Result<Db> {
-    Db::open_on(fs, Runtime::alone(), DIR, Options::tiny())
+    // Made once: it asks the operating system how many cores there are.
+    static OPTIONS: LazyLock<Options> = LazyLock::new(Options::tiny);
+    Db::open_on(fs, Runtime::alone(), DIR, OPTIONS.clone())
 }
 
 /// Everything that a database on this disk holds.

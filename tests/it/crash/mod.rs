@@ -1,7 +1,9 @@
 //! Crash safety: every call to the file system as the last one.
 
 mod enumerate;
+mod faults;
 mod oracle;
+mod sabotage;
 mod workload;
 
 use std::time::Duration;

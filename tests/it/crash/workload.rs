@@ -21,7 +21,9 @@ use esker::{
     Options, ReadMode, Ticket,
 };
 
-use crate::crash::oracle::{Contents, Kind, Op, Oracle, Step, apply, kind_of};
+use crate::crash::oracle::{
+    Contents, Kind, Op, Oracle, Step, apply, contents_of, kind_of, print_of_contents,
+};
 
 /// Where the database lies.
 pub const DIR: &str = "/db";
@@ -199,6 +201,7 @@ struct User {
     random: fastrand::Rng,
     fs: Arc<dyn Fs>,
     watch: Watch,
+    base: Contents,
     /// The state after every step that was begun.
     contents: Contents,
     /// How many steps `contents` has.
@@ -250,6 +253,7 @@ impl Workload {
             random: fastrand::Rng::with_seed(self.seed),
             fs: wrap(disk.clone()),
             watch: watch.clone(),
+            base: base.clone(),
             contents: base.clone(),
             applied: 0,
             db: None,
@@ -296,17 +300,36 @@ impl User {
             self.end_stepper();
             return false;
         };
-        for name in self.contents.keys() {
+        for name in db.keyspace_names() {
+            let name = &name;
             match db.keyspace(name, keyspace_options(name)) {
                 Ok(keyspace) => _ = self.handles.insert(name.clone(), keyspace),
                 Err(error) => self.errors.push(format!("keyspace {name}: {error}")),
             }
+        }
+        if self.workload.faulty {
+            self.settle_unknown(&db);
         }
         self.db = Some(db);
         // What was found is in tables now.
         let begun = self.watch.bounds().begun;
         self.watch.acknowledge(begun, Durability::Disk, "open");
         true
+    }
+
+    /// Steps that failed are unknown until the database is opened: forgets those that are not
+    /// there. (Those that are acknowledged must be, and the others only in order.)
+    fn settle_unknown(&mut self, db: &Db) {
+        // The fault may be one of a read; then the next attempt succeeds.
+        let found = contents_of(db).or_else(|_| contents_of(db)).expect("a fault happens once");
+        let Bounds { kill, begun, .. } = self.watch.bounds();
+        let mut progress = self.watch.progress.lock().unwrap();
+        let oracle = Oracle::new(self.base.clone(), progress.steps.clone());
+        let Some(k) = oracle.find(print_of_contents(&found), kill, begun) else {
+            panic!("reopened after a fault: {}", oracle.explain(&found, kill, begun));
+        };
+        progress.steps.truncate(k);
+        (self.contents, self.applied) = (found, k);
     }
 
     fn end_stepper(&mut self) {
@@ -359,7 +382,8 @@ impl User {
 
     fn act(&mut self) {
         match self.random.u32(..1000) {
-            0..500 => self.single(),
+            0..475 => self.single(),
+            475..500 => self.large(),
             500..620 => self.batch(Durability::Process),
             620..700 => self.batch(Durability::Disk),
             700..800 => self.asynchronous(),
@@ -455,6 +479,16 @@ impl User {
             self.single();
             self.catch_up();
         }
+    }
+
+    /// One that fits no ordinary log file.
+    fn large(&mut self) {
+        let value = [self.value(), vec![b'l'; self.random.usize(800..1700)]].concat();
+        let ops = vec![Op::Put("default".into(), self.key(), value)];
+        let mut batch = self.db().batch();
+        fill(&mut batch, &self.handles, &ops);
+        let result = commit(Step::Commit(ops), || batch.commit_with(Durability::Disk));
+        self.acknowledged("large", result.0, result.1, Durability::Disk);
     }
 
     fn acknowledged(
@@ -562,6 +596,7 @@ impl User {
         }
         let place = self.watch.begin(Step::Create(name.clone()));
         let created = self.db().keyspace(&name, keyspace_options(&name));
+        self.forget_if_refused(place, &created);
         if let Some(keyspace) = self.note("create", created) {
             self.handles.insert(name, keyspace);
             self.watch.acknowledge(place, Durability::Disk, "create");
@@ -576,11 +611,23 @@ impl User {
         }
         let name = names[self.random.usize(..names.len())].clone();
         let place = self.watch.begin(Step::Drop(name.clone()));
-        self.handles.remove(&name);
+        let handle = self.handles.remove(&name).expect("one of them");
         let dropped = self.db().drop_keyspace(&name);
+        if self.forget_if_refused(place, &dropped) {
+            self.handles.insert(name, handle);
+        }
         if self.note("drop", dropped).is_some() {
             self.watch.acknowledge(place, Durability::Disk, "drop");
         }
+    }
+
+    /// A full disk heals itself, so what it refused is not unknown: it never took a place.
+    fn forget_if_refused<T>(&self, place: usize, result: &Result<T, Error>) -> bool {
+        let refused = result.as_ref().is_err_and(|e| *e.kind() == esker::ErrorKind::NoSpace);
+        if refused {
+            self.watch.progress.lock().unwrap().steps.truncate(place - 1);
+        }
+        refused
     }
 
     fn flush(&mut self) {
