@@ -113,9 +113,8 @@ impl Workload {
     /// Never sees a part of a batch.
     fn scan(&self, backward: bool) {
         let stamps = |entries: Vec<(Slice, Slice)>| {
-            let stamps = entries.iter().map(|(key, value)| {
-                parse(std::str::from_utf8(key).unwrap(), value)
-            });
+            let stamps =
+                entries.iter().map(|(key, value)| parse(std::str::from_utf8(key).unwrap(), value));
             stamps.collect::<Vec<_>>()
         };
         while !self.over.load(SeqCst) {

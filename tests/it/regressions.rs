@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use esker::fs::sim::SimFs;
 use esker::runtime::Runtime;
-use esker::{Db, ErrorKind, KeyspaceOptions, Options};
+use esker::{Db, Durability, ErrorKind, KeyspaceOptions, Options};
 
 fn open(fs: &SimFs) -> Db {
     let fs = Arc::new(fs.clone());
@@ -29,4 +29,22 @@ fn a_refused_batch_leaves_the_lease_ahead_of_the_numbers() {
     db.close().unwrap();
     let db = open(&fs);
     assert_eq!(db.get("a").unwrap().unwrap(), *"1");
+}
+
+/// Bug: a flush never ended, and the syncer synced without end meanwhile. Cause: the mark that
+/// follows a sync moved the end of the log but not what counts as copied; a memtable frozen then
+/// had its end after the mark, and its flush waited for the log to be copied, and durable, up to
+/// there. Fix: a frozen memtable ends where the last commit does.
+#[test]
+fn a_flush_after_a_synced_commit_ends() {
+    let fs = SimFs::new();
+    let mut options = Options::default();
+    options.memory = 1 << 20;
+    let db = Db::open_on(Arc::new(fs), Runtime::threads(), "/db", options).unwrap();
+    let other = db.keyspace("other", KeyspaceOptions::new()).unwrap();
+    db.put("a", "1").unwrap();
+    let mut batch = db.batch();
+    batch.put(&other, "b", "2").commit_with(Durability::Disk).unwrap();
+    db.flush().unwrap();
+    db.close().unwrap();
 }

@@ -34,7 +34,12 @@ fn run(actions: usize, fault: Option<Fault>) -> (Run, u64) {
 }
 
 /// Runs with a fault; says what went wrong, or `None` if the fault did not fit its call.
-fn check(actions: usize, kind: FaultKind, call: u64, left: Survival) -> Result<Option<bool>, String> {
+fn check(
+    actions: usize,
+    kind: FaultKind,
+    call: u64,
+    left: Survival,
+) -> Result<Option<bool>, String> {
     let fault = Fault::new(kind).nth(call).leaving(left);
     let (sender, receiver) = mpsc::channel();
     // In a thread of its own, so that a hang is seen.
