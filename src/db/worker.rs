@@ -269,11 +269,12 @@ impl Engine {
     /// Waits until no memtable of `tree` is frozen.
     ///
     /// # Errors
-    /// If the breaker opens meanwhile.
+    /// If the breaker opens or the keyspace is dropped meanwhile.
     pub fn wait_flushed(&self, tree: &Tree) -> Result<()> {
         let mut state = self.work.state.lock();
         while !tree.view().frozen.is_empty() {
             self.pipeline.breaker.check()?;
+            tree.check_live()?;
             if state.stopped {
                 return Err(crate::write::commit::closed_error());
             }

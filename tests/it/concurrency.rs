@@ -441,7 +441,7 @@ fn what_eight_threads_were_told_is_durable_survives_power_loss() {
 fn writers_that_race_a_drop_get_closed_and_nothing_else() {
     let fs = SimFs::new();
     let db = open_sim(&fs);
-    for round in 0..30 {
+    for round in 0..200 {
         let passing = db.keyspace("passing", KeyspaceOptions::new().merge(Append)).unwrap();
         let start = Barrier::new(4);
         thread::scope(|scope| {
