@@ -399,17 +399,17 @@ impl Engine {
     }
 
     /// Makes an edit durable; a failure opens the breaker.
+    ///
+    /// # Errors
+    /// The edit is unknown then. A failure to begin the manifest anew afterwards is none: the edit
+    /// stands, and must be carried out.
     pub fn append_edit(&self, catalog: &mut MutexGuard<'_, Catalog>, edit: Edit) -> Result<()> {
-        let appended = self.append_to(catalog, edit);
-        appended.inspect_err(|error| self.fail(DegradedCause::Manifest, error))
-    }
-
-    fn append_to(&self, catalog: &mut MutexGuard<'_, Catalog>, edit: Edit) -> Result<()> {
-        catalog.append(edit, self.next_file())?;
-        if catalog.is_long() {
-            catalog.rotate(self.take_file_number())?;
-        }
+        let broken = |error: &Error| self.fail(DegradedCause::Manifest, error);
+        catalog.append(edit, self.next_file()).inspect_err(broken)?;
         self.note_file_lease(catalog);
+        if catalog.is_long() {
+            let _ = catalog.rotate(self.take_file_number()).inspect_err(broken);
+        }
         Ok(())
     }
 

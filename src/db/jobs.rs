@@ -73,11 +73,14 @@ impl Engine {
             self.pipeline.lock().forget_frozen(tree, upto);
             return Ok(());
         }
+        // Maybe beyond what is durable: the length of every log is, from its creation on, and a
+        // replay that finds nothing there ends there.
         let replay_from = self.needed_from(Some((tree, upto)));
         let edit = Edit {
             tables_added: added.iter().map(|added| table_added(tree, added)).collect(),
             flushed_upto: vec![(tree.id, upto)],
             replay_from: Some(replay_from),
+            replay_log: Some(self.pipeline.logs.file_at(replay_from)),
             ..Edit::default()
         };
         self.append_edit(&mut catalog, edit)?;

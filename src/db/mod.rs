@@ -70,7 +70,6 @@ impl Db {
     }
 
     /// Opens a database with choices of your own: `Db::builder("data").memory(1 << 30).open()?`.
-    #[must_use]
     pub fn builder(path: impl AsRef<Path>) -> DbBuilder {
         DbBuilder { path: path.as_ref().to_path_buf(), options: Options::default() }
     }
@@ -140,7 +139,6 @@ impl Db {
     }
 
     /// An empty batch.
-    #[must_use]
     pub fn batch(&self) -> Batch {
         Batch::new(self.default.handle.clone())
     }
@@ -198,7 +196,7 @@ impl Db {
     /// If the disk fails again: writes are still refused and this may be tried again. After
     /// corruption always: a person has to look.
     pub fn resume(&self) -> Result<()> {
-        self.engine().resume()
+        self.engine().resume(0)
     }
 
     /// Flushes everything, marks the database as closed cleanly, and lets go of it. Every other
@@ -282,7 +280,8 @@ impl Engine {
             (commit.lsn(), commit.next_seqno())
         };
         let clean_close = Some(crate::key::SeqNo(next_seqno.0 - 1));
-        let edit = Edit { replay_from: Some(lsn), clean_close, ..Edit::default() };
+        let replay_log = Some(self.pipeline.logs.file_at(lsn));
+        let edit = Edit { replay_from: Some(lsn), replay_log, clean_close, ..Edit::default() };
         self.append_edit(&mut catalog, edit)?;
         drop(catalog);
         self.remove_obsolete();

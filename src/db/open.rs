@@ -5,10 +5,10 @@
 //! 3. Load the manifest; open the tables that it names.
 //! 4. Replay the log from where the manifest says, skipping by sequence number what is in tables;
 //!    the memtables become tables of level 0 as they fill, and at the end.
-//! 5. Begin a log at a position beyond every log found, and a new manifest that names the new
-//!    tables and that position. Its CURRENT is the one atomic step: a crash before it leaves
+//! 5. Begin a new manifest that names the new tables, the number of a log to come, and a position
+//!    beyond every log found. Its CURRENT is the one atomic step: a crash before it leaves
 //!    everything as it was, and one after it finds a database without a log to replay. So the cut
-//!    of a torn log is durable before the first new write.
+//!    of a torn log is durable before the first new write. Then begin that log.
 //! 6. One more record, so that the manifest's first is not its last; then remove what is
 //!    superfluous.
 
@@ -25,9 +25,11 @@ use crate::db::catalog::Catalog;
 use crate::db::engine::{Engine, Parts};
 use crate::db::jobs::table_config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{self, FileHeader, FileKind, FileNumber, LOCK, Lsn, TEMPORARY_ENDING};
+use crate::file::{
+    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, Lsn, TEMPORARY_ENDING,
+};
 use crate::flush::flush;
-use crate::fs::{Fs, Lock};
+use crate::fs::{self, Fs, Lock};
 use crate::key::{KeyspaceId, SeqNo};
 use crate::manifest::edit::{Edit, KeyspaceFacts, TableAdded};
 use crate::manifest::reader::load;
@@ -251,13 +253,17 @@ impl<'a> Recovery<'a> {
         let files = self.read_logs()?;
         for log in &files {
             if let Ok(header) = FileHeader::decode(&log.bytes, FileKind::Log, &log.path) {
-                let end = Lsn(header.first_lsn.0 + log.bytes.len() as u64);
+                // Exactly its end, not beyond: the reader asks of a log that it reaches to where
+                // the replay begins.
+                let end = header.first_lsn.0 + (log.bytes.len() - HEADER_BYTES) as u64;
+                let end = Lsn(end - end % 8);
                 self.logs_end = self.logs_end.max(end);
             }
         }
         let replay = Replay {
             dir: self.dir.to_path_buf(),
             from: state.replay_from(),
+            from_log: state.replay_log(),
             durable: Lsn(0),
             boot_id: self.fs.boot_id(),
             mode: Mode::Strict,
@@ -371,9 +377,9 @@ impl<'a> Recovery<'a> {
         SeqNo(last.0 + 1)
     }
 
-    /// A position beyond every log that was found, so that none of them is ever read again.
+    /// The end of every log that was found, so that none of them is ever read again.
     fn first_free_lsn(&self, replay_from: Lsn) -> Lsn {
-        Lsn(self.logs_end.max(replay_from).0.next_multiple_of(8))
+        self.logs_end.max(replay_from)
     }
 
     fn finish(
@@ -385,6 +391,7 @@ impl<'a> Recovery<'a> {
         first_lsn: Lsn,
     ) -> Result<Arc<Engine>> {
         if !self.edit.tables_added.is_empty() {
+            let _site = fs::site("open.table.sync_dir");
             self.fs.sync_dir(self.dir).map_err(|e| Error::io("sync", self.dir, e))?;
         }
         let next_number = || FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
@@ -395,14 +402,15 @@ impl<'a> Recovery<'a> {
         let replayed = SeqNo(next_seqno.0 - 1);
         self.edit.flushed_upto = self.keyspaces.keys().map(|id| (*id, replayed)).collect();
         self.edit.next_file = Some(next_file);
+        self.edit.replay_log = Some(log_number);
         state.apply(&self.edit).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
         let lease = state.seqno_lease();
         let growth = self.limits.manifest_bytes;
+        let logs = Logs::new(self.fs.clone(), self.dir.to_path_buf(), self.limits.log_bytes);
         let mut catalog =
             Catalog::create(self.fs.clone(), self.dir, manifest_number, state.clone(), growth)?;
         catalog.append(Edit::default(), next_file)?;
         // The log comes after the manifest: a log without CURRENT is what a damaged database has.
-        let logs = Logs::new(self.fs.clone(), self.dir.to_path_buf(), self.limits.log_bytes);
         let cursor = logs.begin(logs.create_spare(log_number, 0)?, first_lsn)?;
 
         let pipeline = Pipeline::new(logs, cursor, next_seqno, lease);

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::compaction::picker::flush_cuts;
 use crate::db::engine::Engine;
 use crate::error::{DegradedCause, Result};
-use crate::file::{FileKind, FileNumber, Lsn};
+use crate::file::{FileKind, FileNumber};
 use crate::flush::flush;
 use crate::key::SeqNo;
 use crate::manifest::edit::{Edit, TableAdded};
@@ -29,8 +29,8 @@ use crate::tree::{Tree, View};
 use crate::version::Added;
 
 impl Engine {
-    /// See the module's comment.
-    pub(crate) fn resume(&self) -> Result<()> {
+    /// See the module's comment. The caller runs `own_jobs` of the jobs itself.
+    pub(crate) fn resume(&self, own_jobs: usize) -> Result<()> {
         if self.pipeline.breaker.check().is_ok() {
             return Ok(());
         }
@@ -38,7 +38,7 @@ impl Engine {
         let Some(cause) = breaker.half_open() else { return Err(breaker.error()) };
         let repaired = match cause {
             DegradedCause::Corruption => Err(breaker.error()),
-            _ => self.repair(),
+            _ => self.repair(own_jobs),
         };
         match repaired {
             Ok(()) => {
@@ -56,8 +56,8 @@ impl Engine {
         }
     }
 
-    fn repair(&self) -> Result<()> {
-        self.wait_idle();
+    fn repair(&self, own_jobs: usize) -> Result<()> {
+        self.wait_idle(own_jobs);
         let cut = loop {
             let drained = {
                 let _commit = self.pipeline.lock();
@@ -96,13 +96,14 @@ impl Engine {
     ) -> Result<()> {
         let mut catalog = self.catalog.lock();
         let logs = &self.pipeline.logs;
-        let first_lsn = Lsn(logs.beyond().0.next_multiple_of(8));
+        let first_lsn = logs.capacity_end();
         let spare = match logs.take_spare() {
             Some(spare) => spare,
             None => logs.create_spare(self.take_file_number(), 0)?,
         };
         let mut edit = Edit {
             replay_from: Some(first_lsn),
+            replay_log: Some(spare.number),
             next_file: Some(FileNumber(self.next_file().0 + 1).max(catalog.file_lease())),
             ..Edit::default()
         };
@@ -123,7 +124,6 @@ impl Engine {
         catalog.restart(&edit, self.take_file_number())?;
         self.note_file_lease(&catalog);
 
-        let old_logs = logs.abandon();
         let cursor = logs.begin(spare, first_lsn)?;
         {
             let mut commit = self.pipeline.lock();
@@ -139,7 +139,7 @@ impl Engine {
             self.pipeline.ring.reset(last_seqno, first_lsn);
         }
         self.pipeline.syncer.reset(first_lsn);
-        for number in old_logs {
+        for number in logs.abandon_older() {
             catalog.retire(FileKind::Log.path(&self.dir, number));
         }
         let live: Vec<_> =

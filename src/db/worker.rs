@@ -289,10 +289,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits until no job is running. With the breaker not closed, none begins.
-    pub fn wait_idle(&self) {
+    /// Waits until no job is running but the caller's own. With the breaker not closed, none begins.
+    pub fn wait_idle(&self, own_jobs: usize) {
         let mut state = self.work.state.lock();
-        while state.running_jobs > 0 {
+        while state.running_jobs > own_jobs {
             self.work.changed.wait_for(&mut state, PROBE);
         }
     }
@@ -306,8 +306,13 @@ impl Engine {
     /// Takes writes again if a full disk has space again.
     fn probe(&self) {
         self.look_at_free_space();
-        if self.work.free_bytes() > self.limits.reserve_bytes {
-            self.pipeline.breaker.close_if_no_space();
+        let healed = self.work.free_bytes() > self.limits.reserve_bytes && {
+            let breaker = &self.pipeline.breaker;
+            // Where the full disk broke the log or the manifest, space alone mends nothing. The
+            // probe is one job.
+            breaker.close_if_no_space() || self.resume(1).is_ok()
+        };
+        if healed {
             self.measure_pressure();
         } else {
             self.runtime.sleep(PROBE);

@@ -21,7 +21,7 @@ use crate::error::{DegradedCause, Error, ErrorKind, Result};
 use crate::file::Lsn;
 use crate::key::SeqNo;
 use crate::memtable::Memtable;
-use crate::record::{RecordHeader, RecordKind};
+use crate::record::{self, RecordHeader, RecordKind};
 use crate::runtime::{Mutex, MutexGuard};
 use crate::tree::{Frozen, Tree, View};
 use crate::write::breaker::Breaker;
@@ -128,7 +128,7 @@ impl Pipeline {
             payload_checksum: commit.checksum(),
             seqno: first_seqno,
             copied: self.ring.copied(),
-            durable: self.syncer.durable(),
+            durable: self.syncer.synced(),
         };
         commit.set_header(&header.encode(reserved.file.checksum, reserved.lsn));
         let stored = if commit.region().len() <= INLINE_BYTES_MAX {
@@ -183,11 +183,26 @@ impl Pipeline {
         }
     }
 
+    /// Appends a record that says up to where the log is synced, if there is room for it.
+    pub fn mark_synced(&self) {
+        let mut state = self.state.lock();
+        if !state.cursor.fits(record::HEADER_BYTES as u64) || self.ring.has_failed() {
+            return;
+        }
+        let (seqno, copied) = (state.next_seqno, self.ring.copied());
+        let mark = RecordHeader::bare(RecordKind::SyncMark, seqno, copied, self.syncer.synced());
+        let reserved = state.cursor.reserve(record::HEADER_BYTES as u64);
+        let stored = reserved.store(&mark.encode(reserved.file.checksum, reserved.lsn));
+        if let Err(source) = stored {
+            self.log_failed(&Error::io("write", self.logs.path(&reserved.file), source));
+        }
+    }
+
     fn rotate_locked(&self, state: &mut CommitState, record_bytes: u64) -> Result<bool> {
         let marks = Marks {
             seqno: state.next_seqno,
             copied: self.ring.copied(),
-            durable: self.syncer.durable(),
+            durable: self.syncer.synced(),
         };
         self.logs
             .rotate(&mut state.cursor, record_bytes, marks)

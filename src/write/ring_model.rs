@@ -17,6 +17,7 @@ use crate::key::SeqNo;
 
 #[path = "ring.rs"]
 #[expect(dead_code, reason = "the model does not call everything that the engine does")]
+#[expect(clippy::duplicate_mod, reason = "the same code over other primitives is the point")]
 mod ring;
 
 /// Shuttle's primitives with the engine's interface.

@@ -4,7 +4,14 @@
 mod cli;
 #[cfg(feature = "testing")]
 mod concurrency;
+#[cfg(feature = "testing")]
+mod crash;
 mod examples;
+#[cfg(feature = "testing")]
+mod fixture;
+#[cfg(unix)]
+mod kill;
+mod layers;
 #[cfg(feature = "testing")]
 mod model;
 #[cfg(feature = "testing")]

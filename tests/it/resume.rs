@@ -55,8 +55,10 @@ fn break_and_resume(fault: Fault, causes: &[DegradedCause]) {
     let error = db.put("refused", "x").unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Degraded { .. }), "{error}");
     assert_eq!(db.breaker().0, BreakerState::Open);
-    assert!(db.resume().is_err(), "the disk still fails");
-
+    // A resume needs the log's sync for nothing: it may succeed before that is healed.
+    if !causes.contains(&DegradedCause::LogSync) {
+        assert!(db.resume().is_err(), "the disk still fails");
+    }
     fs.heal();
     db.resume().unwrap();
     assert_eq!(db.breaker(), (BreakerState::Closed, None));

@@ -118,14 +118,12 @@ fn attempt(setting: &Setting, operations: &[Operation]) -> Result<Tally, (Failur
 }
 
 /// Takes operations away as long as the rest still fails.
-fn shorten(
-    setting: &Setting,
-    mut operations: Vec<Operation>,
-) -> (Vec<Operation>, Option<Failure>) {
+fn shorten(setting: &Setting, mut operations: Vec<Operation>) -> (Vec<Operation>, Option<Failure>) {
     let began = Instant::now();
     // With real threads a failure may need luck.
     let tries = if setting.stepper.is_some() { 1 } else { 3 };
-    let fails = |operations: &[Operation]| (0..tries).find_map(|_| attempt(setting, operations).err());
+    let fails =
+        |operations: &[Operation]| (0..tries).find_map(|_| attempt(setting, operations).err());
     let mut last = None;
     let mut chunk = operations.len().div_ceil(2);
     while chunk > 0 {
