@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use esker::fs::fault::{Fault, FaultFs, FaultKind};
+use esker::fs::intercept::Select;
 use esker::fs::sim::SimFs;
-use esker::runtime::Runtime;
-use esker::{Db, ErrorKind, Keyspace, KeyspaceOptions, Options};
+use esker::runtime::{Priority, Runtime, yield_point};
+use esker::{BreakerState, Db, DegradedCause, ErrorKind, Keyspace, KeyspaceOptions, Options};
 
 fn open(fs: &SimFs) -> Db {
     let fs = Arc::new(fs.clone());
@@ -50,4 +52,32 @@ fn a_flush_does_not_wait_for_a_mark_in_the_log() {
     let flushed = end.recv_timeout(std::time::Duration::from_secs(60));
     flushed.expect("the flush ends").unwrap();
     flush.join().unwrap();
+}
+
+/// Bug: a manifest that could not be written while somebody settled stopped the database for ever.
+/// Cause: the search for a job took the catalog's lock under that of the work, and a failure under
+/// the catalog's lock wakes the workers. Fix: the search only tries the lock.
+#[test]
+fn a_failing_manifest_does_not_lock_out_who_settles() {
+    for seed in 0..40 {
+        let sim = SimFs::new();
+        sim.on_call(Arc::new(|_, _, _| yield_point()));
+        let fs = FaultFs::over_sim(sim);
+        let runtime = Runtime::stepper(seed);
+        let db = Db::open_on(Arc::new(fs.clone()), runtime.clone(), "/db", Options::tiny());
+        let db = db.unwrap();
+        let settled = db.clone();
+        let settler = runtime.spawn("settler", Priority::Normal, move || {
+            while settled.settle().is_ok() {
+                yield_point();
+            }
+        });
+        fs.arm(Fault::new(FaultKind::Io).on(Select::all().name("sync").file("manifest")).nth(2));
+        while db.keyspace("passing", KeyspaceOptions::new()).is_ok() {
+            let Ok(()) = db.drop_keyspace("passing") else { break };
+        }
+        let cause = Some(DegradedCause::Manifest);
+        assert_eq!(db.breaker(), (BreakerState::Open, cause), "seed {seed}");
+        settler.unwrap().join();
+    }
 }
