@@ -22,7 +22,9 @@ use crate::crash::workload::{Run, Workload};
 const SEED: u64 = 3;
 
 fn run(actions: usize, fault: Option<Fault>) -> (Run, u64) {
-    let workload = Workload { watch: false, faulty: true, ..Workload::new(SEED, actions) };
+    // A single case is watched, to show what led to it.
+    let watch = std::env::var("ESKER_FAULT_CASE").is_ok();
+    let workload = Workload { watch, faulty: true, ..Workload::new(SEED, actions) };
     let mut fired = None;
     let run = workload.run_behind(|disk: SimFs| {
         let fs = FaultFs::over_sim(disk);
@@ -48,10 +50,13 @@ fn check(actions: usize, kind: FaultKind, call: u64, left: Survival) -> Result<O
         return Ok(None);
     }
     for error in &run.errors {
-        let typed = ["Degraded", "NoSpace", "Io(", "Corruption"].iter().any(|k| error.contains(k));
+        let typed = ["Degraded", "NoSpace", "Io(", "Corruption", "Closed"].iter().any(|k| error.contains(k));
         if !typed {
             return Err(format!("an error without a fitting kind: {error}"));
         }
+    }
+    for shot in run.shots.iter().filter(|shot| shot.label.contains("--")) {
+        println!("{:?} {}", shot.bounds, shot.label);
     }
     let image = run.disk.snapshot();
     let begun = run.bounds.begun;
@@ -65,10 +70,12 @@ fn check(actions: usize, kind: FaultKind, call: u64, left: Survival) -> Result<O
     }
     for (end, disk, lo) in ends {
         let again = disk.snapshot();
-        let print = recover(&disk, Reading::Gets).map_err(|text| format!("{end}: {text}"))?;
+        let print = recover(&disk, Reading::Gets)
+            .map_err(|text| format!("{end}: {text}\n{}", run.errors[..run.errors.len().min(6)].join("\n")))?;
         if !run.oracle.admits(print, lo, begun) {
             let found = found_on(&again.kill())?;
-            return Err(format!("{end}: {}", run.oracle.explain(&found, lo, begun)));
+            let (text, errors) = (run.oracle.explain(&found, lo, begun), run.errors[..run.errors.len().min(6)].join("\n"));
+            return Err(format!("{end}: {text}\n{errors}"));
         }
     }
     Ok(Some(run.errors.is_empty()))
