@@ -5,7 +5,17 @@
 //! checksum = crc32(id: 16 bytes LE, offset: 8 bytes LE, data)
 //! ```
 
-use crate::file::FileId;
+use std::fmt;
+
+/// Random identity of a file; checksums are bound to it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileId(pub u128);
+
+impl fmt::Debug for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
 
 /// Checksums for one file. Copy it freely: it holds the CRC state after the file's id.
 #[derive(Clone, Copy, Debug)]

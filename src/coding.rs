@@ -40,8 +40,6 @@ pub struct DecodeError(pub &'static str);
 #[derive(Clone, Debug)]
 pub struct Decoder<'a> {
     rest: &'a [u8],
-    /// Length of the slice that this decoder began with.
-    total: usize,
 }
 
 /// A value or the reason why there is none.
@@ -52,14 +50,7 @@ impl<'a> Decoder<'a> {
     #[inline]
     #[must_use]
     pub fn new(bytes: &'a [u8]) -> Decoder<'a> {
-        Decoder { rest: bytes, total: bytes.len() }
-    }
-
-    /// How many bytes have been read.
-    #[inline]
-    #[must_use]
-    pub fn position(&self) -> usize {
-        self.total - self.rest.len()
+        Decoder { rest: bytes }
     }
 
     /// True if every byte has been read.

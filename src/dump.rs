@@ -132,6 +132,9 @@ fn write_edit(f: &mut fmt::Formatter<'_>, edit: &Edit) -> fmt::Result {
     for id in &edit.keyspaces_dropped {
         writeln!(f, "    - keyspace {}", id.0)?;
     }
+    for (id, operator) in &edit.operators_given {
+        writeln!(f, "    keyspace {} operator {operator:?}", id.0)?;
+    }
     for table in &edit.tables_removed {
         let (number, keyspace) = (table.number.0, table.keyspace.0);
         writeln!(f, "    - table {number} of keyspace {keyspace} level {}", table.level)?;
@@ -149,6 +152,7 @@ fn write_edit(f: &mut fmt::Formatter<'_>, edit: &Edit) -> fmt::Result {
     }
     let numbers = [
         ("replay from lsn", edit.replay_from.map(|lsn| lsn.0)),
+        ("replay from log", edit.replay_log.map(|number| number.0)),
         ("seqno lease", edit.seqno_lease.map(|seqno| seqno.0)),
         ("next file", edit.next_file.map(|number| number.0)),
         ("next keyspace", edit.next_keyspace.map(|id| u64::from(id.0))),
@@ -251,7 +255,7 @@ log 8 id 000000000000000800000000000e5ce5 first lsn 0 boot 000000000000000000000
         writer.append(&full()).unwrap();
         let expected = "\
 manifest 4 id 00000000000000010000000000000000
-0x000080 edit lsn 0 number 0 payload 216 copied 0 durable 0
+0x000080 edit lsn 0 number 0 payload 219 copied 0 durable 0
     + keyspace 0 \"default\"
     + keyspace 1 \"n\" operator \"c\"
     + table 10 of keyspace 0 level 0 run 1: \"a\" to \"k\" seqno 11 to 20, 10 entries, 4096 bytes
@@ -262,22 +266,25 @@ manifest 4 id 00000000000000010000000000000000
     keyspace 0 flushed up to 30
     keyspace 1 flushed up to 0
     replay from lsn 800
+    replay from log 0
     seqno lease 100
     next file 20
     next keyspace 2
-0x000178 edit lsn 248 number 1 payload 3 copied 248 durable 248
+0x000180 edit lsn 256 number 1 payload 3 copied 256 durable 256
     next file 21
-0x0001a0 edit lsn 288 number 2 payload 146 copied 288 durable 288
+0x0001a8 edit lsn 296 number 2 payload 156 copied 296 durable 296
     + keyspace 0 \"default\"
     + keyspace 5 \"ä\" operator \"max\"
     - keyspace 3
     - keyspace 4294967295
+    keyspace 0 operator \"min\"
     - table 9 of keyspace 0 level 1
     + table 10 of keyspace 0 level 0 run 300: \"a\" to \"k\" seqno 1 to 7, 10 entries, 4096 bytes
     + table 11 of keyspace 0 level 2 run 0: \"\" to \"\\x7f\" seqno 3 to 3, 10 entries, 4096 bytes
     keyspace 0 flushed up to 7
     keyspace 5 flushed up to 72057594037927935
     replay from lsn 300
+    replay from log 3
     seqno lease 72057594037927935
     next file 12
     next keyspace 6

@@ -22,25 +22,15 @@
 //!
 //! File numbers are never reused within a database; ids differ even between clones.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::checksum::Checksum;
+pub(crate) use crate::checksum::FileId;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Number of a file, unique within its database for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileNumber(pub u64);
-
-/// Random identity of a file; checksums are bound to it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileId(pub u128);
-
-impl fmt::Debug for FileId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
 
 /// Position in the write-ahead log in bytes, cumulative over log files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

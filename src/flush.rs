@@ -9,24 +9,27 @@ use std::sync::Arc;
 use crate::compaction::run::{Cuts, Output, write_tables};
 use crate::compaction::survive::{Below, Survivors};
 use crate::cursor::merge::MergeCursor;
+use crate::cursor::upto::Upto;
 use crate::error::Result;
 use crate::key::SeqNo;
 use crate::memtable::Memtable;
 use crate::operator::MergeOperator;
 use crate::table::TableFacts;
 
-/// Writes the entries of `memtables` that survive as tables, synced; their directory is not.
+/// Writes the entries of `memtables` up to the number `upto` that survive as tables, synced; their directory is not.
 ///
 /// # Errors
 /// From the file system; the tables begun are removed then.
 pub(crate) fn flush<'a>(
     memtables: impl Iterator<Item = &'a Arc<Memtable>>,
+    upto: SeqNo,
     snapshots: Vec<SeqNo>,
     operator: Option<Arc<dyn MergeOperator>>,
     cuts: Cuts,
     output: &Output<'_>,
 ) -> Result<Vec<TableFacts>> {
-    let merged = MergeCursor::new(memtables.map(|memtable| memtable.cursor()).collect());
+    let entries = |memtable: &Arc<Memtable>| Upto::new(memtable.cursor(), upto);
+    let merged = MergeCursor::new(memtables.map(entries).collect());
     let below = Below::anything();
     let mut survivors = Survivors::new(merged, snapshots, below, operator)?;
     write_tables(&mut survivors, cuts, output)

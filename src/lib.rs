@@ -61,4 +61,5 @@ pub use crate::write::ticket::Ticket;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::memtable::bench as memtable;
+    pub use crate::table::bench as table;
 }

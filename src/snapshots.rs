@@ -33,12 +33,6 @@ impl Snapshots {
         seqno
     }
 
-    /// Registers a number again that is registered already.
-    pub fn register_again(&self, seqno: SeqNo) {
-        let mut live = self.live.lock();
-        live.get_mut(&seqno).expect("registered already").count += 1;
-    }
-
     pub fn release(&self, seqno: SeqNo) {
         let mut live = self.live.lock();
         let holders = live.get_mut(&seqno).expect("was registered");
@@ -80,8 +74,6 @@ mod tests {
         snapshots.release(SeqNo(7));
         snapshots.release(SeqNo(3));
         assert_eq!(snapshots.boundaries(), [SeqNo(7)]);
-        snapshots.register_again(SeqNo(7));
-        snapshots.release(SeqNo(7));
         snapshots.release(SeqNo(7));
         assert!(snapshots.boundaries().is_empty());
     }

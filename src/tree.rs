@@ -47,7 +47,7 @@ pub(crate) struct Tree {
     /// Where the commit pipeline keeps this keyspace's active memtable.
     pub slot: usize,
     /// The persisted name of the merge operator.
-    pub operator_name: Option<String>,
+    operator_name: OnceLock<String>,
     /// The operator, once it is known.
     operator: OnceLock<Arc<dyn MergeOperator>>,
     /// Replaced only under the commit lock.
@@ -79,7 +79,7 @@ impl Tree {
             id,
             name,
             slot,
-            operator_name,
+            operator_name: operator_name.map_or_else(OnceLock::new, OnceLock::from),
             operator: operator.map_or_else(OnceLock::new, OnceLock::from),
             view: ArcSwap::from_pointee(view),
             life: AtomicU8::new(LIVE),
@@ -116,18 +116,20 @@ impl Tree {
         self.operator.get()
     }
 
+    /// The persisted name of the merge operator, if it has one.
+    pub fn operator_name(&self) -> Option<&str> {
+        self.operator_name.get().map(String::as_str)
+    }
+
     /// Supplies the operator of this keyspace; one that is known already stays.
     ///
     /// # Errors
-    /// `InvalidArgument` if the keyspace was created with one of another name, or without.
+    /// `InvalidArgument` if the keyspace has one of another name.
     pub fn supply_operator(&self, operator: Arc<dyn MergeOperator>) -> Result<()> {
-        if self.operator_name.as_deref() != Some(operator.name()) {
-            let created = match &self.operator_name {
-                Some(name) => format!("with merge operator {name:?}"),
-                None => "without a merge operator".to_string(),
-            };
+        let name = self.operator_name.get_or_init(|| operator.name().to_string());
+        if name != operator.name() {
             return Err(Error::invalid(format!(
-                "keyspace {:?} was created {created}; it cannot be opened with {:?}",
+                "keyspace {:?} has the merge operator {name:?}; it cannot be opened with {:?}",
                 self.name,
                 operator.name()
             )));

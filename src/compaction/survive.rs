@@ -69,6 +69,7 @@ impl Below {
     }
 
     /// True if no key has older versions.
+    #[cfg(test)]
     pub(crate) fn is_nothing(&self) -> bool {
         !self.anything && self.runs.is_empty()
     }
@@ -182,6 +183,7 @@ impl<C: Cursor> Survivors<C> {
     }
 
     /// What happened so far.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests count what survives by them"))]
     pub(crate) fn counts(&self) -> SurvivorCounts {
         self.counts
     }

@@ -2,8 +2,10 @@
 //!
 //! - `mod`: the trait, and the value that a cursor or a point read lends.
 //! - `merge`: several cursors as one.
+//! - `upto`: a cursor without the newest entries.
 
 pub(crate) mod merge;
+pub(crate) mod upto;
 
 use bytes::Bytes;
 

@@ -8,8 +8,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::file::{FileKind, FileNumber, Lsn};
+use crate::error::{DegradedCause, Error, Result};
+use crate::file::{FileKind, FileNumber};
 use crate::fs::Fs;
 use crate::key::SeqNo;
 use crate::manifest::edit::Edit;
@@ -26,8 +26,8 @@ pub(crate) struct Catalog {
     writer: ManifestWriter,
     state: State,
     number: FileNumber,
-    /// Size of the manifest right after it was begun.
-    snapshot_bytes: u64,
+    /// A manifest could not be begun: which of two CURRENT names is not known.
+    torn: bool,
     /// How much it may grow before it is begun anew.
     growth_bytes_max: u64,
     /// Records appended so far, over all manifests of this session.
@@ -49,14 +49,13 @@ impl Catalog {
         growth_bytes_max: u64,
     ) -> Result<Catalog> {
         let writer = ManifestWriter::create(&fs, dir, number, &state)?;
-        let snapshot_bytes = writer.bytes();
         Ok(Catalog {
             fs,
             dir: dir.to_path_buf(),
             writer,
             state,
             number,
-            snapshot_bytes,
+            torn: false,
             growth_bytes_max,
             record_count: 1,
             obsolete: Vec::new(),
@@ -74,6 +73,9 @@ impl Catalog {
     /// After one the edit is unknown until the database is opened again or a new manifest is
     /// begun, and every later call fails.
     pub fn append(&mut self, mut edit: Edit, next_file: FileNumber) -> Result<()> {
+        if self.torn {
+            return Err(Error::degraded(DegradedCause::Manifest));
+        }
         let ahead = FileNumber(next_file.0 + FILES_AHEAD);
         edit.next_file = Some(ahead.max(self.state.next_file()));
         let mut state = self.state.clone();
@@ -93,21 +95,38 @@ impl Catalog {
 
     /// True once the manifest has grown so much that it should be begun anew.
     pub fn is_long(&self) -> bool {
-        self.writer.bytes() > self.snapshot_bytes + self.growth_bytes_max
+        self.writer.bytes() > self.writer.snapshot_bytes() + self.growth_bytes_max
     }
 
     /// Begins a new manifest with the present state; the old one becomes obsolete.
     ///
     /// # Errors
-    /// From the file system; the old manifest stays in use unless it had failed already.
+    /// From the file system. Which of the two manifests is in use is then unknown, so both fail
+    /// until [`Catalog::restart`] succeeds.
     pub fn rotate(&mut self, number: FileNumber) -> Result<()> {
-        let writer = ManifestWriter::create(&self.fs, &self.dir, number, &self.state)?;
-        self.snapshot_bytes = writer.bytes();
-        self.writer = writer;
+        self.torn = true;
+        self.writer = ManifestWriter::create(&self.fs, &self.dir, number, &self.state)?;
+        self.torn = false;
         let old = std::mem::replace(&mut self.number, number);
         self.record_count += 1;
         self.retire(FileKind::Manifest.path(&self.dir, old));
         Ok(())
+    }
+
+    /// Begins a new manifest that holds the present state and `edit`, in one step: after a failure,
+    /// whatever became of the old manifest's last record.
+    ///
+    /// # Errors
+    /// From the file system; nothing has changed then, and this may be tried again.
+    pub fn restart(&mut self, edit: &Edit, number: FileNumber) -> Result<()> {
+        let mut state = self.state.clone();
+        state.apply(edit).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
+        let before = std::mem::replace(&mut self.state, state);
+        let rotated = self.rotate(number);
+        if rotated.is_err() {
+            self.state = before;
+        }
+        rotated
     }
 
     /// The file is not needed any more, as of the last record.
@@ -135,11 +154,6 @@ impl Catalog {
     /// Sequence numbers up to this one may be given out.
     pub fn seqno_lease(&self) -> SeqNo {
         self.state.seqno_lease()
-    }
-
-    /// Where a replay would begin.
-    pub fn replay_from(&self) -> Lsn {
-        self.state.replay_from()
     }
 
     pub fn path(&self) -> PathBuf {

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use crate::batch::{BatchBuilder, Operations, Payload};
 use crate::db::catalog::Catalog;
 use crate::db::worker::Work;
-use crate::error::{DegradedCause, Error, Result};
+use crate::error::{DegradedCause, Error, ErrorKind, Result};
 use crate::file::{FileNumber, Lsn};
 use crate::fs::{Fs, Lock};
 use crate::key::{EntryKind, KEY_BYTES_MAX, SeqNo, VALUE_BYTES_MAX};
@@ -376,6 +376,11 @@ impl Engine {
 
     // Files and edits.
 
+    /// A number for a new file, whether the lease covers it or not: for edits that extend it.
+    pub fn take_file_number(&self) -> FileNumber {
+        FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// A number for a new file.
     pub fn next_file_number(&self) -> FileNumber {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
@@ -398,28 +403,31 @@ impl Engine {
     }
 
     /// Makes an edit durable; a failure opens the breaker.
+    ///
+    /// # Errors
+    /// The edit is unknown then. A failure to begin the manifest anew afterwards is none: the edit
+    /// stands, and must be carried out.
     pub fn append_edit(&self, catalog: &mut MutexGuard<'_, Catalog>, edit: Edit) -> Result<()> {
-        let appended = self.append_to(catalog, edit);
-        appended.inspect_err(|error| self.fail(DegradedCause::Manifest, error))
-    }
-
-    fn append_to(&self, catalog: &mut MutexGuard<'_, Catalog>, edit: Edit) -> Result<()> {
-        catalog.append(edit, self.next_file())?;
+        let broken = |error: &Error| self.fail(DegradedCause::Manifest, error);
+        catalog.append(edit, self.next_file()).inspect_err(broken)?;
+        self.note_file_lease(catalog);
         if catalog.is_long() {
-            let number = FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
-            catalog.rotate(number)?;
+            let _ = catalog.rotate(self.take_file_number()).inspect_err(broken);
         }
-        self.file_lease.store(catalog.file_lease().0, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Opens the breaker after `error`.
+    pub fn note_file_lease(&self, catalog: &Catalog) {
+        self.file_lease.store(catalog.file_lease().0, Ordering::Relaxed);
+    }
+
+    /// Opens the breaker after `error`. Work that ended early because the database closes has not
+    /// failed.
     pub fn fail(&self, cause: DegradedCause, error: &Error) {
         let cause = match error.kind() {
-            crate::error::ErrorKind::NoSpace if cause == DegradedCause::Table => {
-                DegradedCause::NoSpace
-            }
-            crate::error::ErrorKind::Corruption { .. } => DegradedCause::Corruption,
+            ErrorKind::Closed => return,
+            ErrorKind::NoSpace if cause == DegradedCause::Table => DegradedCause::NoSpace,
+            ErrorKind::Corruption { .. } => DegradedCause::Corruption,
             _ => cause,
         };
         self.pipeline.breaker.open(cause, error);

@@ -4,9 +4,8 @@
 //! The order of syncs in a flush, and what each protects from:
 //!
 //! 1. the tables, then their directory: before an edit names them;
-//! 2. the log through the last flushed record: or the flushed commit would survive power loss and
-//!    an earlier one of another keyspace would not, and the position from which to replay would
-//!    lie beyond the end of the log;
+//! 2. the log through the last flushed record, if any record before it is in no table: or the
+//!    flushed commit would survive power loss and an earlier one of another keyspace would not;
 //! 3. the edit, with `flushed_upto` and the position from which to replay;
 //! 4. then, and only then, the view;
 //! 5. logs and inputs are removed once a later record of the manifest is durable.
@@ -42,8 +41,9 @@ impl Engine {
         let cuts = flush_cuts(&view.version, &self.limits);
         let memtables = view.frozen.iter().map(|frozen| &frozen.memtable);
         let (boundaries, operator) = (self.snapshots.boundaries(), tree.operator().cloned());
-        let facts =
-            self.with_output(0, |output| flush(memtables, boundaries, operator, cuts, output))?;
+        let facts = self.with_output(0, |output| {
+            flush(memtables, newest.last_seqno, boundaries, operator, cuts, output)
+        })?;
         let written: u64 = facts.iter().map(|facts| facts.bytes).sum();
         self.totals.flush_bytes.fetch_add(written, Ordering::Relaxed);
         self.totals.flush_count.fetch_add(1, Ordering::Relaxed);
@@ -60,7 +60,9 @@ impl Engine {
     ) -> Result<()> {
         let newest = frozen.first().expect("something was flushed");
         let upto = newest.last_seqno;
-        self.pipeline.wait_durable(newest.end_lsn)?;
+        if self.needed_from(Some((tree, upto))) < newest.end_lsn {
+            self.pipeline.wait_durable(newest.end_lsn)?;
+        }
         let added = self.open_tables(0, self.next_run(), facts)?;
         let mut catalog = self.catalog.lock();
         if tree.check_live().is_err() {
@@ -71,13 +73,14 @@ impl Engine {
             self.pipeline.lock().forget_frozen(tree, upto);
             return Ok(());
         }
-        // Not beyond what is durable: replay reads the log there.
-        let durable = self.pipeline.syncer.durable();
-        let replay_from = self.needed_from(Some((tree, upto))).min(durable);
+        // Maybe beyond what is durable: the length of every log is, from its creation on, and a
+        // replay that finds nothing there ends there.
+        let replay_from = self.needed_from(Some((tree, upto)));
         let edit = Edit {
             tables_added: added.iter().map(|added| table_added(tree, added)).collect(),
             flushed_upto: vec![(tree.id, upto)],
             replay_from: Some(replay_from),
+            replay_log: Some(self.pipeline.logs.file_at(replay_from)),
             ..Edit::default()
         };
         self.append_edit(&mut catalog, edit)?;
@@ -89,6 +92,7 @@ impl Engine {
                 view.frozen.iter().filter(|frozen| frozen.last_seqno > upto).cloned().collect();
             tree.replace_view(View { active: view.active.clone(), frozen, version });
         }
+        self.pipeline.syncer.covered(replay_from);
         for number in self.pipeline.logs.forget_before(replay_from) {
             catalog.retire(FileKind::Log.path(&self.dir, number));
         }
@@ -205,7 +209,11 @@ impl Engine {
     }
 
     /// Calls `write` with where and how tables of this level are written.
-    fn with_output<T>(&self, level: u8, write: impl FnOnce(&Output<'_>) -> Result<T>) -> Result<T> {
+    pub(crate) fn with_output<T>(
+        &self,
+        level: u8,
+        write: impl FnOnce(&Output<'_>) -> Result<T>,
+    ) -> Result<T> {
         let config = table_config(&self.options, &self.limits, level);
         write(&Output {
             fs: &*self.fs,
@@ -219,7 +227,7 @@ impl Engine {
     }
 
     /// Makes the names of new tables durable.
-    fn sync_tables(&self, facts: &[TableFacts]) -> Result<()> {
+    pub(crate) fn sync_tables(&self, facts: &[TableFacts]) -> Result<()> {
         if facts.is_empty() {
             return Ok(());
         }
@@ -227,7 +235,7 @@ impl Engine {
         self.fs.sync_dir(&self.dir).map_err(|e| Error::io("sync", &self.dir, e))
     }
 
-    fn open_tables(
+    pub(crate) fn open_tables(
         &self,
         level: u8,
         run: u64,
@@ -240,7 +248,7 @@ impl Engine {
         facts.into_iter().map(open).collect()
     }
 
-    fn apply(
+    pub(crate) fn apply(
         &self,
         version: &Version,
         added: Vec<Added<Table>>,

@@ -43,8 +43,8 @@ impl KeyspaceOptions {
         KeyspaceOptions::default()
     }
 
-    /// `merge` folds operands with this operator. Its name is persisted when the keyspace is
-    /// created and checked whenever it is opened.
+    /// `merge` folds operands with this operator. Its name is persisted, and checked whenever the
+    /// keyspace is opened with one; a keyspace without one may be given one later.
     #[must_use]
     pub fn merge(mut self, operator: impl MergeOperator) -> KeyspaceOptions {
         self.operator = Some(Arc::new(operator));
@@ -71,7 +71,7 @@ impl Keyspace {
     /// The persisted name of its merge operator.
     #[must_use]
     pub fn operator_name(&self) -> Option<&str> {
-        self.tree.operator_name.as_deref()
+        self.tree.operator_name()
     }
 
     // Writes.
@@ -285,7 +285,7 @@ impl Tree {
     /// `InvalidArgument` if the operand may not be merged into this keyspace.
     pub(crate) fn check_operand(&self, operand: &[u8]) -> Result<()> {
         let Some(operator) = self.operator() else {
-            return Err(Error::invalid(match &self.operator_name {
+            return Err(Error::invalid(match self.operator_name() {
                 Some(name) => format!(
                     "merge operator {name:?} of keyspace {:?} is not registered: give it to \
                      Db::keyspace",
@@ -298,9 +298,14 @@ impl Tree {
                 ),
             }));
         };
-        operator
-            .check(operand)
-            .map_err(|refusal| Error::invalid(format!("{}: {}", operator.name(), refusal.0)))
+        // A user's code: a panic in it becomes an error.
+        let check = std::panic::AssertUnwindSafe(|| operator.check(operand));
+        let refusal = match std::panic::catch_unwind(check) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(refusal)) => refusal.0,
+            Err(_) => "panicked".to_string(),
+        };
+        Err(Error::invalid(format!("operator {:?}: {refusal}", operator.name())))
     }
 }
 
@@ -312,6 +317,14 @@ impl Engine {
         if let Some(tree) = self.tree(name) {
             tree.check_live()?;
             if let Some(operator) = options.operator {
+                if tree.operator_name().is_none() {
+                    // It has no operands yet, so any operator may come. The name is durable before
+                    // the first of them.
+                    self.pipeline.breaker.check()?;
+                    let operators_given = vec![(tree.id, operator.name().to_string())];
+                    let edit = Edit { operators_given, ..Edit::default() };
+                    self.append_edit(&mut catalog, edit)?;
+                }
                 tree.supply_operator(operator)?;
             }
             return Ok(tree);

@@ -5,6 +5,7 @@
 //! - `batch`: [`Batch`], atomic commits.
 //! - `snapshot`: [`Snapshot`], reads as of one moment.
 //! - `stats`: [`Stats`].
+//! - `resume`: taking writes again after a failure of the disk.
 //! - `engine`: what the handles share. `open`: from a directory to an engine. `catalog`: the
 //!   manifest in use. `worker`: the background threads. `jobs`: what they do.
 
@@ -14,6 +15,7 @@ pub(crate) mod engine;
 pub(crate) mod jobs;
 pub(crate) mod keyspace;
 pub(crate) mod open;
+pub(crate) mod resume;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
 pub(crate) mod worker;
@@ -68,7 +70,6 @@ impl Db {
     }
 
     /// Opens a database with choices of your own: `Db::builder("data").memory(1 << 30).open()?`.
-    #[must_use]
     pub fn builder(path: impl AsRef<Path>) -> DbBuilder {
         DbBuilder { path: path.as_ref().to_path_buf(), options: Options::default() }
     }
@@ -138,7 +139,6 @@ impl Db {
     }
 
     /// An empty batch.
-    #[must_use]
     pub fn batch(&self) -> Batch {
         Batch::new(self.default.handle.clone())
     }
@@ -184,6 +184,19 @@ impl Db {
     #[must_use]
     pub fn breaker(&self) -> (BreakerState, Option<DegradedCause>) {
         self.engine().pipeline.breaker.state()
+    }
+
+    /// Takes writes again after a failure of the disk, once its cause is gone.
+    ///
+    /// Everything that readers see is written from memory into new tables and a new manifest, in
+    /// one step; the log file that failed is never synced again. A commit that ended with an error
+    /// is afterwards there wholly, if readers saw it, or gone for good.
+    ///
+    /// # Errors
+    /// If the disk fails again: writes are still refused and this may be tried again. After
+    /// corruption always: a person has to look.
+    pub fn resume(&self) -> Result<()> {
+        self.engine().resume(0)
     }
 
     /// Flushes everything, marks the database as closed cleanly, and lets go of it. Every other
@@ -261,14 +274,14 @@ impl Drop for Handle {
 impl Engine {
     /// Marks the database as closed cleanly: there is no log to replay.
     fn end_cleanly(&self) -> Result<()> {
-        // What nobody needs, since its keyspace was dropped, may not have been synced yet; but a
-        // replay begins only where the log is durable.
-        self.pipeline.wait_durable(self.pipeline.ring.copied())?;
         let mut catalog = self.catalog.lock();
-        let lsn = self.pipeline.syncer.durable();
-        let next_seqno = self.pipeline.lock().next_seqno();
+        let (lsn, next_seqno) = {
+            let commit = self.pipeline.lock();
+            (commit.lsn(), commit.next_seqno())
+        };
         let clean_close = Some(crate::key::SeqNo(next_seqno.0 - 1));
-        let edit = Edit { replay_from: Some(lsn), clean_close, ..Edit::default() };
+        let replay_log = Some(self.pipeline.logs.file_at(lsn));
+        let edit = Edit { replay_from: Some(lsn), replay_log, clean_close, ..Edit::default() };
         self.append_edit(&mut catalog, edit)?;
         drop(catalog);
         self.remove_obsolete();

@@ -5,12 +5,10 @@
 //! 3. Load the manifest; open the tables that it names.
 //! 4. Replay the log from where the manifest says, skipping by sequence number what is in tables;
 //!    the memtables become tables of level 0 as they fill, and at the end.
-//! 5. Begin a log at a position beyond every log found, durably, and then a new manifest that
-//!    names the new tables and that position. Its CURRENT is the one atomic step: a crash before it
-//!    leaves everything as it was, with a log too many of which nothing is read, and one after it
-//!    finds an empty log to replay. So the cut of a torn log is durable before the first new write.
-//!    The first log of all comes after the manifest: logs without CURRENT are what a damaged
-//!    database has.
+//! 5. Begin a new manifest that names the new tables, the number of a log to come, and a position
+//!    beyond every log found. Its CURRENT is the one atomic step: a crash before it leaves
+//!    everything as it was, and one after it finds a database without a log to replay. So the cut
+//!    of a torn log is durable before the first new write. Then begin that log.
 //! 6. One more record, so that the manifest's first is not its last; then remove what is
 //!    superfluous.
 
@@ -27,7 +25,9 @@ use crate::db::catalog::Catalog;
 use crate::db::engine::{Engine, Parts};
 use crate::db::jobs::table_config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{self, FileHeader, FileKind, FileNumber, LOCK, Lsn, TEMPORARY_ENDING};
+use crate::file::{
+    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, Lsn, TEMPORARY_ENDING,
+};
 use crate::flush::flush;
 use crate::fs::{self, Fs, Lock};
 use crate::key::{KeyspaceId, SeqNo};
@@ -45,7 +45,7 @@ use crate::table::{BlockCache, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
 use crate::write::commit::Pipeline;
-use crate::write::log::{LogCursor, Logs};
+use crate::write::log::Logs;
 
 /// Name of the keyspace that every database has.
 pub(crate) const DEFAULT_KEYSPACE: &str = "default";
@@ -65,8 +65,7 @@ pub(crate) fn open(
     fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     let lock = take_lock(&*fs, dir)?;
     let loaded = load(&fs, dir)?;
-    let is_new = loaded.is_none();
-    if is_new && !options.create {
+    if loaded.is_none() && !options.create {
         return Err(no_database(dir));
     }
     let mut state = match loaded {
@@ -80,21 +79,12 @@ pub(crate) fn open(
     recovery.replay(&state)?;
     let next_seqno = recovery.next_seqno(&state);
     let first_lsn = recovery.first_free_lsn(state.replay_from());
-    // A lease may have been extended for a commit that then failed.
     let lease = SeqNo(next_seqno.0 + Engine::seqnos_ahead(&recovery.limits));
+    // A refused commit may have extended the old lease further than the numbers that were used.
     let lease = lease.max(state.seqno_lease());
     recovery.edit.replay_from = Some(first_lsn);
     recovery.edit.seqno_lease = Some(lease);
-    let begin = Begin { is_new, next_seqno, first_lsn };
-    recovery.finish(&mut state, runtime, lock, &begin)
-}
-
-/// Where the session begins.
-struct Begin {
-    /// There was no database.
-    is_new: bool,
-    next_seqno: SeqNo,
-    first_lsn: Lsn,
+    recovery.finish(&mut state, runtime, lock, next_seqno, first_lsn)
 }
 
 /// What `dir` holds, before anything is created there.
@@ -140,15 +130,6 @@ fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
         }
         _ => Error::io("lock", &path, error),
     })
-}
-
-/// Begins the session's log, durably: the manifest names a position in it.
-fn begin_log(logs: &Logs, number: FileNumber, begin: &Begin) -> Result<LogCursor> {
-    let cursor = logs.begin(logs.create_spare(number, 0)?, begin.first_lsn)?;
-    let _site = fs::site("open.log.sync");
-    let synced = cursor.file().region.sync();
-    synced.map_err(|e| Error::io("sync", logs.path(cursor.file()), e))?;
-    Ok(cursor)
 }
 
 /// The state of a database that is being created: one keyspace.
@@ -272,13 +253,17 @@ impl<'a> Recovery<'a> {
         let files = self.read_logs()?;
         for log in &files {
             if let Ok(header) = FileHeader::decode(&log.bytes, FileKind::Log, &log.path) {
-                let end = Lsn(header.first_lsn.0 + log.bytes.len() as u64);
+                // Exactly its end, not beyond: the reader asks of a log that it reaches to where
+                // the replay begins.
+                let end = header.first_lsn.0 + (log.bytes.len() - HEADER_BYTES) as u64;
+                let end = Lsn(end - end % 8);
                 self.logs_end = self.logs_end.max(end);
             }
         }
         let replay = Replay {
             dir: self.dir.to_path_buf(),
             from: state.replay_from(),
+            from_log: state.replay_log(),
             durable: Lsn(0),
             boot_id: self.fs.boot_id(),
             mode: Mode::Strict,
@@ -366,7 +351,8 @@ impl<'a> Recovery<'a> {
         };
         let cuts = flush_cuts(&keyspace.version, &self.limits);
         let memtables = std::iter::once(&keyspace.memtable);
-        let facts = flush(memtables, Vec::new(), keyspace.operator.clone(), cuts, &output)?;
+        let facts =
+            flush(memtables, SeqNo::MAX, Vec::new(), keyspace.operator.clone(), cuts, &output)?;
         let run = keyspace.next_run;
         keyspace.next_run += 1;
         for facts in &facts {
@@ -391,9 +377,9 @@ impl<'a> Recovery<'a> {
         SeqNo(last.0 + 1)
     }
 
-    /// A position beyond every log that was found, so that none of them is ever read again.
+    /// The end of every log that was found, so that none of them is ever read again.
     fn first_free_lsn(&self, replay_from: Lsn) -> Lsn {
-        Lsn(self.logs_end.max(replay_from).0.next_multiple_of(8))
+        self.logs_end.max(replay_from)
     }
 
     fn finish(
@@ -401,9 +387,9 @@ impl<'a> Recovery<'a> {
         state: &mut State,
         runtime: Runtime,
         lock: Box<dyn Lock>,
-        begin: &Begin,
+        next_seqno: SeqNo,
+        first_lsn: Lsn,
     ) -> Result<Arc<Engine>> {
-        let &Begin { is_new, next_seqno, first_lsn } = begin;
         if !self.edit.tables_added.is_empty() {
             let _site = fs::site("open.table.sync_dir");
             self.fs.sync_dir(self.dir).map_err(|e| Error::io("sync", self.dir, e))?;
@@ -416,18 +402,16 @@ impl<'a> Recovery<'a> {
         let replayed = SeqNo(next_seqno.0 - 1);
         self.edit.flushed_upto = self.keyspaces.keys().map(|id| (*id, replayed)).collect();
         self.edit.next_file = Some(next_file);
+        self.edit.replay_log = Some(log_number);
         state.apply(&self.edit).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
         let lease = state.seqno_lease();
         let growth = self.limits.manifest_bytes;
         let logs = Logs::new(self.fs.clone(), self.dir.to_path_buf(), self.limits.log_bytes);
-        let log_before = if is_new { None } else { Some(begin_log(&logs, log_number, begin)?) };
         let mut catalog =
             Catalog::create(self.fs.clone(), self.dir, manifest_number, state.clone(), growth)?;
         catalog.append(Edit::default(), next_file)?;
-        let cursor = match log_before {
-            Some(cursor) => cursor,
-            None => begin_log(&logs, log_number, begin)?,
-        };
+        // The log comes after the manifest: a log without CURRENT is what a damaged database has.
+        let cursor = logs.begin(logs.create_spare(log_number, 0)?, first_lsn)?;
 
         let pipeline = Pipeline::new(logs, cursor, next_seqno, lease);
         let next_run = self.keyspaces.values().map(|keyspace| keyspace.next_run).max();

@@ -34,6 +34,10 @@ pub struct Stats {
     pub compaction_bytes_written: u64,
     /// Compactions, trivial moves not counted.
     pub compaction_count: u64,
+    /// Blocks that reads found in the block cache.
+    pub block_cache_hits: u64,
+    /// Blocks that reads had to read and decompress, or only to read.
+    pub block_cache_misses: u64,
     /// Tables on disk that the database refers to.
     pub table_bytes: u64,
     /// Log files on disk that are still needed.
@@ -128,6 +132,8 @@ impl Stats {
             compaction_bytes_read: load(&totals.compaction_read_bytes),
             compaction_bytes_written: load(&totals.compaction_written_bytes),
             compaction_count: load(&totals.compaction_count),
+            block_cache_hits: engine.cache.hits(),
+            block_cache_misses: engine.cache.misses(),
             table_bytes,
             log_bytes: engine.pipeline.logs.live_bytes(),
             pressure,
@@ -233,6 +239,8 @@ impl fmt::Display for Stats {
             Bytes(memory.block_cache),
             Bytes(memory.tables),
         )?;
+        let (hits, misses) = (self.block_cache_hits, self.block_cache_misses);
+        writeln!(f, "reads     block cache {hits} hits, {misses} misses")?;
         writeln!(
             f,
             "on disk   tables {}, logs {}",

@@ -123,15 +123,15 @@ impl Engine {
         let mut tasks = Vec::new();
         for index in 0..self.options.threads.max(1) {
             let engine = self.clone();
-            let name = format!("esker-work-{index}");
+            let name = format!("work-{index}");
             let run = move || engine.run_worker();
             tasks.push(self.runtime.spawn(&name, Priority::Background, run)?);
         }
         let engine = self.clone();
-        tasks.push(self.runtime.spawn("esker-log", Priority::Normal, move || engine.run_log())?);
+        tasks.push(self.runtime.spawn("log", Priority::Normal, move || engine.run_log())?);
         let (pipeline, interval) = (self.pipeline.clone(), self.options.sync_interval);
         let run = move || pipeline.run_syncer(interval);
-        tasks.push(self.runtime.spawn("esker-sync", Priority::Normal, run)?);
+        tasks.push(self.runtime.spawn("sync", Priority::Normal, run)?);
         Ok(tasks)
     }
 
@@ -149,7 +149,7 @@ impl Engine {
             state = self.work.state.lock();
             state.release(&job, claim);
             self.work.changed.notify_all();
-            if ran.is_err() {
+            if ran.is_err() && !state.stopped {
                 // Whatever it was opened the breaker, or another attempt would fail the same
                 // way: do not spin.
                 self.work.changed.wait_for(&mut state, PROBE);
@@ -284,7 +284,15 @@ impl Engine {
         Ok(())
     }
 
-    fn look_at_free_space(&self) {
+    /// Waits until no job is running but the caller's own. With the breaker not closed, none begins.
+    pub fn wait_idle(&self, own_jobs: usize) {
+        let mut state = self.work.state.lock();
+        while state.running_jobs > own_jobs {
+            self.work.changed.wait_for(&mut state, PROBE);
+        }
+    }
+
+    pub fn look_at_free_space(&self) {
         if let Ok(bytes) = self.fs.free_bytes(&self.dir) {
             self.work.free_bytes.store(bytes, Ordering::Relaxed);
         }
@@ -293,8 +301,13 @@ impl Engine {
     /// Takes writes again if a full disk has space again.
     fn probe(&self) {
         self.look_at_free_space();
-        if self.work.free_bytes() > self.limits.reserve_bytes {
-            self.pipeline.breaker.close_if_no_space();
+        let healed = self.work.free_bytes() > self.limits.reserve_bytes && {
+            let breaker = &self.pipeline.breaker;
+            // Where the full disk broke the log or the manifest, space alone mends nothing. The
+            // probe is one job.
+            breaker.close_if_no_space() || self.resume(1).is_ok()
+        };
+        if healed {
             self.measure_pressure();
         } else {
             self.runtime.sleep(PROBE);

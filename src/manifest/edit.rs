@@ -20,6 +20,8 @@
 //!   8  next file number: varint
 //!   9  next keyspace id: varint
 //!  10  clean close: last seqno used, varint
+//!  11  log file in which the replay begins: number, varint
+//!  12  merge operator given: keyspace varint, name (varint length, UTF-8); any number of times
 //! ```
 //!
 //! Unknown tags are refused below 128 and skipped from 128 on. A newer version that adds one
@@ -40,6 +42,8 @@ pub(crate) struct Edit {
     pub keyspaces_created: Vec<KeyspaceFacts>,
     /// Keyspaces that are gone, with all their tables.
     pub keyspaces_dropped: Vec<KeyspaceId>,
+    /// Merge operators of keyspaces that had none.
+    pub operators_given: Vec<(KeyspaceId, String)>,
     /// Tables that leave their level. Before those that come, so that a table can change levels.
     pub tables_removed: Vec<TableRemoved>,
     /// Tables that come to a level.
@@ -48,6 +52,8 @@ pub(crate) struct Edit {
     pub flushed_upto: Vec<(KeyspaceId, SeqNo)>,
     /// Replay begins at this LSN of the log; what is before it is not needed any more.
     pub replay_from: Option<Lsn>,
+    /// The log file in which the replay begins; those with smaller numbers are no part of it.
+    pub replay_log: Option<FileNumber>,
     /// No seqno beyond this one has been given out.
     pub seqno_lease: Option<SeqNo>,
     /// No file number from this one on has been given out.
@@ -106,6 +112,8 @@ mod tag {
     pub(super) const NEXT_FILE: u8 = 8;
     pub(super) const NEXT_KEYSPACE: u8 = 9;
     pub(super) const CLEAN_CLOSE: u8 = 10;
+    pub(super) const REPLAY_LOG: u8 = 11;
+    pub(super) const OPERATOR_GIVEN: u8 = 12;
     pub(super) const SKIPPABLE: u8 = 128;
 }
 
@@ -131,7 +139,14 @@ impl Edit {
                 put_varint(out, seqno.0);
             });
         }
+        for (id, operator) in &self.operators_given {
+            fields.put(tag::OPERATOR_GIVEN, |out| {
+                put_varint(out, u64::from(id.0));
+                put_bytes(out, operator.as_bytes());
+            });
+        }
         fields.put_number(tag::REPLAY_FROM, self.replay_from.map(|lsn| lsn.0));
+        fields.put_number(tag::REPLAY_LOG, self.replay_log.map(|number| number.0));
         fields.put_number(tag::SEQNO_LEASE, self.seqno_lease.map(|seqno| seqno.0));
         fields.put_number(tag::NEXT_FILE, self.next_file.map(|number| number.0));
         fields.put_number(tag::NEXT_KEYSPACE, self.next_keyspace.map(|id| u64::from(id.0)));
@@ -160,7 +175,9 @@ impl Edit {
             tag::TABLE_REMOVED => self.tables_removed.push(TableRemoved::decode(field)?),
             tag::TABLE_ADDED => self.tables_added.push(TableAdded::decode(field)?),
             tag::FLUSHED_UPTO => self.flushed_upto.push((keyspace_id(field)?, seqno(field)?)),
+            tag::OPERATOR_GIVEN => self.operators_given.push((keyspace_id(field)?, text(field)?)),
             tag::REPLAY_FROM => set_once(&mut self.replay_from, Lsn(field.varint()?))?,
+            tag::REPLAY_LOG => set_once(&mut self.replay_log, FileNumber(field.varint()?))?,
             tag::SEQNO_LEASE => set_once(&mut self.seqno_lease, seqno(field)?)?,
             tag::NEXT_FILE => set_once(&mut self.next_file, FileNumber(field.varint()?))?,
             tag::NEXT_KEYSPACE => set_once(&mut self.next_keyspace, keyspace_id(field)?)?,
@@ -321,6 +338,8 @@ pub(crate) mod tests {
             ],
             flushed_upto: vec![(KeyspaceId(0), SeqNo(7)), (KeyspaceId(5), SeqNo::MAX)],
             replay_from: Some(Lsn(300)),
+            replay_log: Some(FileNumber(3)),
+            operators_given: vec![(KeyspaceId(0), "min".into())],
             seqno_lease: Some(SeqNo::MAX),
             next_file: Some(FileNumber(12)),
             next_keyspace: Some(KeyspaceId(6)),
@@ -367,6 +386,7 @@ pub(crate) mod tests {
             }
             edit.flushed_upto.truncate(rng.usize(..3));
             edit.replay_from = rng.bool().then(|| Lsn(rng.u64(..)));
+            edit.replay_log = rng.bool().then(|| FileNumber(rng.u64(..)));
             edit.seqno_lease = rng.bool().then(|| SeqNo(rng.u64(..=SeqNo::MAX.0)));
             edit.next_file = rng.bool().then(|| FileNumber(rng.u64(..)));
             edit.next_keyspace = rng.bool().then(|| KeyspaceId(rng.u32(..)));
@@ -395,7 +415,7 @@ pub(crate) mod tests {
         let refuse = |bytes: &[u8], why| {
             assert_eq!(Edit::decode(bytes).unwrap_err().0, why, "{bytes:?}");
         };
-        refuse(&[11, 0], "a field of an unknown tag");
+        refuse(&[13, 0], "a field of an unknown tag");
         refuse(&[0, 0], "a field of an unknown tag");
         refuse(&[2, 2, 1, 1], "bytes left over");
         refuse(&[2, 0], "varint without an end");

@@ -25,8 +25,6 @@ pub(crate) struct Loaded {
     pub state: State,
     /// Its number.
     pub number: FileNumber,
-    /// Its header.
-    pub header: FileHeader,
     /// Whether its last edit was torn, and cut.
     pub tail: Tail,
     /// Length of its valid part.
@@ -74,7 +72,7 @@ pub(crate) fn load(fs: &Arc<dyn Fs>, dir: &Path) -> Result<Option<Loaded>> {
         return Err(bad_current(&format!("{:?}", current_line(number, header.id))));
     }
     let Sum { state, tail, bytes, .. } = add_up(&header, &bytes, &path)?;
-    Ok(Some(Loaded { state, number, header, tail, bytes }))
+    Ok(Some(Loaded { state, number, tail, bytes }))
 }
 
 /// Fails if a directory without CURRENT had one.
@@ -378,7 +376,9 @@ mod tests {
         ] {
             let (fs, ..) = database();
             let mut bytes = fs.get(MANIFEST).unwrap();
-            let header = loaded(&fs).unwrap().unwrap().header;
+            let header =
+                read_header(&fs.get(MANIFEST).unwrap(), FileNumber(4), Path::new(MANIFEST));
+            let header = header.unwrap();
             // Three edits and the snapshot are there, so the next one is edit 4.
             let lsn = Lsn(bytes.len() as u64 - 128);
             let record = RecordHeader {

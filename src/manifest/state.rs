@@ -24,6 +24,7 @@ pub(crate) struct State {
     /// The tables of all keyspaces.
     numbers: BTreeSet<FileNumber>,
     replay_from: Lsn,
+    replay_log: FileNumber,
     seqno_lease: SeqNo,
     next_file: FileNumber,
     next_keyspace: KeyspaceId,
@@ -67,6 +68,9 @@ impl State {
         for facts in &edit.keyspaces_created {
             self.create(facts, first_new_keyspace)?;
         }
+        for (id, operator) in &edit.operators_given {
+            self.give_operator(*id, operator)?;
+        }
         for &id in &edit.keyspaces_dropped {
             self.drop_keyspace(id)?;
         }
@@ -99,10 +103,12 @@ impl State {
         Edit {
             keyspaces_created: self.keyspaces.values().map(|k| k.facts.clone()).collect(),
             keyspaces_dropped: Vec::new(),
+            operators_given: Vec::new(),
             tables_removed: Vec::new(),
             tables_added: tables.collect(),
             flushed_upto: self.keyspaces.iter().map(|(&id, k)| (id, k.flushed_upto)).collect(),
             replay_from: Some(self.replay_from),
+            replay_log: Some(self.replay_log),
             seqno_lease: Some(self.seqno_lease),
             next_file: Some(self.next_file),
             next_keyspace: Some(self.next_keyspace),
@@ -116,6 +122,7 @@ impl State {
     }
 
     /// The keyspace of this id, if it exists.
+    #[cfg(test)]
     #[must_use]
     pub(crate) fn keyspace(&self, id: KeyspaceId) -> Option<&KeyspaceState> {
         self.keyspaces.get(&id)
@@ -138,6 +145,12 @@ impl State {
     #[must_use]
     pub(crate) fn replay_from(&self) -> Lsn {
         self.replay_from
+    }
+
+    /// The log file in which the replay begins.
+    #[must_use]
+    pub(crate) fn replay_log(&self) -> FileNumber {
+        self.replay_log
     }
 
     /// No seqno beyond this one has been given out.
@@ -212,6 +225,7 @@ impl State {
 
     fn apply_numbers(&mut self, edit: &Edit) -> Result<(), Misfit> {
         raise(&mut self.replay_from, edit.replay_from, "the start of the replay")?;
+        raise(&mut self.replay_log, edit.replay_log, "the log of the replay")?;
         raise(&mut self.seqno_lease, edit.seqno_lease, "the lease of seqnos")?;
         raise(&mut self.next_file, edit.next_file, "the next file number")?;
         raise(&mut self.next_keyspace, edit.next_keyspace, "the next keyspace id")
@@ -231,6 +245,17 @@ impl State {
         let (facts, runs) = (facts.clone(), BTreeMap::new());
         self.keyspaces.insert(id, KeyspaceState { facts, flushed_upto: SeqNo::ZERO, runs });
         Ok(())
+    }
+
+    fn give_operator(&mut self, id: KeyspaceId, name: &str) -> Result<(), Misfit> {
+        let keyspace = self.existing(id)?;
+        match &keyspace.facts.operator {
+            Some(operator) => misfit!("keyspace {} has the merge operator {operator:?}", id.0),
+            None => {
+                keyspace.facts.operator = Some(name.to_string());
+                Ok(())
+            }
+        }
     }
 
     fn drop_keyspace(&mut self, id: KeyspaceId) -> Result<(), Misfit> {

@@ -28,7 +28,6 @@ use crate::record::{RecordHeader, RecordKind, put_record};
 #[derive(Debug)]
 pub(crate) struct ManifestWriter {
     path: PathBuf,
-    number: FileNumber,
     file: Arc<dyn File>,
     checksum: Checksum,
     /// Length of the file; everything before is durable.
@@ -78,7 +77,6 @@ impl ManifestWriter {
         let bytes = bytes.len() as u64;
         Ok(ManifestWriter {
             path,
-            number,
             file,
             checksum,
             bytes,
@@ -115,12 +113,6 @@ impl ManifestWriter {
         self.bytes += record.len() as u64;
         self.next_edit += 1;
         Ok(())
-    }
-
-    /// The manifest's number.
-    #[must_use]
-    pub(crate) fn number(&self) -> FileNumber {
-        self.number
     }
 
     /// Length of the file.

@@ -98,8 +98,7 @@ where
             return Ok(());
         }
     }
-    view.version.visit(key, hash, snapshot, step)?;
-    Ok(())
+    view.version.visit(key, hash, snapshot, step).map(|_| ())
 }
 
 /// Folds operands, newest first, onto `base`.
@@ -113,7 +112,7 @@ pub(crate) fn fold(
     newest_first: &[Slice],
 ) -> Result<Merged> {
     let Some(operator) = tree.operator() else {
-        let name = tree.operator_name.as_deref().unwrap_or("none");
+        let name = tree.operator_name().unwrap_or("none");
         return Err(merge_failed(key, &format!("merge operator {name:?} is not registered")));
     };
     let oldest_first: SmallVec<[&[u8]; 8]> =

@@ -530,7 +530,7 @@ impl Iter {
     }
 
     fn step_back(&mut self) -> Result<Option<Entry>> {
-        let mut cursor = match self.back.cursor.take() {
+        let cursor = match self.back.cursor.take() {
             Some(mut cursor) => {
                 cursor.prev()?;
                 cursor

@@ -79,6 +79,8 @@ pub(crate) struct Row<'a> {
     suffix_bytes: usize,
     /// The suffix after its head.
     tail: &'a [u8],
+    /// `tail` and then `value`, side by side.
+    tail_and_value: &'a [u8],
     pub seqno: SeqNo,
     pub kind: EntryKind,
     pub value: &'a [u8],
@@ -194,12 +196,13 @@ impl<'a> Block<'a> {
             suffix_bytes += more;
             rest = decoder.rest();
         }
-        let (delta, rest) = self.split_seqno(rest).ok_or(BAD)?;
+        let (delta, tail_and_value) = self.split_seqno(rest).ok_or(BAD)?;
         let seqno =
             self.shape.seqno_min.checked_add(delta).ok_or(DecodeError("a seqno over 64 bits"))?;
-        let (tail, value) = rest.split_at_checked(suffix_bytes.saturating_sub(8)).ok_or(BAD)?;
+        let tail_bytes = suffix_bytes.saturating_sub(8);
+        let (tail, value) = tail_and_value.split_at_checked(tail_bytes).ok_or(BAD)?;
         let (seqno, value_at) = (SeqNo(seqno), end - value.len());
-        Ok(Row { head, suffix_bytes, tail, seqno, kind, value, value_at })
+        Ok(Row { head, suffix_bytes, tail, tail_and_value, seqno, kind, value, value_at })
     }
 
     /// The seqno field at the front of `rest`, and what follows it.
@@ -320,8 +323,12 @@ impl Row<'_> {
     pub fn put_suffix(&self, key: &mut Vec<u8>, prefix_bytes: usize) {
         key.truncate(prefix_bytes);
         key.extend_from_slice(&self.head.to_be_bytes());
+        match self.tail_and_value.first_chunk::<8>() {
+            // Copies of a fixed size are single moves: what is too much is cut off again.
+            Some(eight) if self.tail.len() <= 8 => key.extend_from_slice(eight),
+            _ => key.extend_from_slice(self.tail),
+        }
         key.truncate(prefix_bytes + self.suffix_bytes);
-        key.extend_from_slice(self.tail);
     }
 }
 

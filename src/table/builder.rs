@@ -94,6 +94,7 @@ impl<'fs> TableBuilder<'fs> {
 
     /// Reserves disk space for a table of about `bytes` bytes, so that a full disk is noticed
     /// before the work is done and the file lies in few pieces. What is not used is given back.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its effect is not measured yet"))]
     pub fn reserve(&mut self, bytes: u64) -> Result<()> {
         self.out.reserve(bytes)
     }
@@ -145,6 +146,7 @@ impl<'fs> TableBuilder<'fs> {
     }
 
     /// How many entries were added.
+    #[cfg(test)]
     pub fn entries(&self) -> u64 {
         self.facts.entries
     }

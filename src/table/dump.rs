@@ -1,11 +1,12 @@
 //! A table as text: its facts, sections, blocks and entries, for people and for golden tests.
 
-use std::fmt::Write as _;
+use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::cursor::Cursor as _;
-use crate::error::Result;
-use crate::file::FileNumber;
+use crate::error::{Error, Result};
+use crate::file::{FileKind, FileNumber};
 use crate::fs::Fs;
 use crate::key::EntryName;
 use crate::options::ReadMode;
@@ -15,15 +16,17 @@ use crate::table::reader::{Source, Table};
 /// Values longer than this are cut in the text.
 const VALUE_BYTES_SHOWN: usize = 64;
 
-/// Describes the table of this number in `dir`.
-pub(crate) fn dump(fs: &dyn Fs, dir: &Path, number: FileNumber) -> Result<String> {
+/// Writes the table of this number in `dir` as text, up to the first damage.
+pub(crate) fn dump(fs: &dyn Fs, dir: &Path, number: FileNumber, out: &mut dyn Write) -> Result<()> {
     let cache = BlockCache::new(0);
     let table = Table::open_alone(fs, dir, number, ReadMode::Pread, &cache)?;
+    let path = FileKind::Table.path(dir, number);
+    let mut lines = Lines { out, path: &path };
     let facts = table.facts();
-    let mut out = format!(
+    lines.line(format_args!(
         "table {} id {:?} bytes {} raw {}\n\
          entries {} tombstones {} operands {} seqnos {}..={}\n\
-         keys \"{}\" ..= \"{}\"\n",
+         keys \"{}\" ..= \"{}\"",
         facts.number.0,
         facts.id,
         facts.bytes,
@@ -35,19 +38,18 @@ pub(crate) fn dump(fs: &dyn Fs, dir: &Path, number: FileNumber) -> Result<String
         facts.seqno_max.0,
         facts.smallest.escape_ascii(),
         facts.largest.escape_ascii(),
-    );
+    ))?;
     for section in &table.layout().sections {
         let (name, offset, bytes) = (section.name(), section.offset, section.bytes);
-        line(&mut out, format_args!("section {name} at {offset} bytes {bytes}"));
+        lines.line(format_args!("{offset:#08x} section {name} bytes {bytes}"))?;
     }
     if let Some(filter) = table.read_filter(Source::Pread)? {
-        line(&mut out, format_args!("filter {}", filter.describe()));
+        lines.line(format_args!("filter {}", filter.describe()))?;
     }
-    dump_blocks(&table, &mut out)?;
-    Ok(out)
+    dump_blocks(&table, &mut lines)
 }
 
-fn dump_blocks(table: &std::sync::Arc<Table>, out: &mut String) -> Result<()> {
+fn dump_blocks(table: &Arc<Table>, lines: &mut Lines<'_>) -> Result<()> {
     let mut cursor = table.compaction_cursor();
     let mut block = None;
     cursor.seek_to_first()?;
@@ -55,21 +57,30 @@ fn dump_blocks(table: &std::sync::Arc<Table>, out: &mut String) -> Result<()> {
         if block != Some(cursor.ordinal()) {
             block = Some(cursor.ordinal());
             let (ordinal, offset) = (cursor.ordinal(), cursor.offset());
-            line(out, format_args!("block {ordinal} at {offset}"));
+            lines.line(format_args!("{offset:#08x} block {ordinal}"))?;
         }
         let name = EntryName(cursor.key(), cursor.seqno(), cursor.kind());
         let value = cursor.value().bytes;
         let shown = value[..value.len().min(VALUE_BYTES_SHOWN)].escape_ascii();
         if value.len() > VALUE_BYTES_SHOWN {
-            line(out, format_args!("  {name} = \"{shown}\"... {} bytes", value.len()));
+            lines.line(format_args!("  {name} = \"{shown}\"... {} bytes", value.len()))?;
         } else {
-            line(out, format_args!("  {name} = \"{shown}\""));
+            lines.line(format_args!("  {name} = \"{shown}\""))?;
         }
         cursor.next()?;
     }
     Ok(())
 }
 
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    writeln!(out, "{text}").expect("a String takes any text");
+/// Where the text goes.
+struct Lines<'a> {
+    out: &'a mut dyn Write,
+    /// The table, for errors.
+    path: &'a Path,
+}
+
+impl Lines<'_> {
+    fn line(&mut self, text: std::fmt::Arguments<'_>) -> Result<()> {
+        writeln!(self.out, "{text}").map_err(|e| Error::io("write the text of", self.path, e))
+    }
 }

@@ -231,7 +231,7 @@ impl FuseShape {
     target_arch = "x86_64",
     expect(unsafe_code, reason = "independent misses cost 15 times less than dependent ones")
 )]
-fn prefetch(bytes: &[u8], place: usize) {
+pub(crate) fn prefetch(bytes: &[u8], place: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Some(byte) = bytes.get(place) {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -52,6 +52,8 @@
 //!
 //! There is no padding: every byte is either under a checksum or compared with a constant.
 
+#[cfg(feature = "testing")]
+pub mod bench;
 pub(crate) mod block;
 pub(crate) mod builder;
 pub(crate) mod cache;
@@ -63,13 +65,10 @@ pub(crate) mod reader;
 
 pub(crate) use crate::table::builder::TableBuilder;
 pub(crate) use crate::table::cache::BlockCache;
-pub(crate) use crate::table::cursor::TableCursor;
 pub(crate) use crate::table::reader::Table;
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_fs;
 
 use crate::coding::{DecodeError, Decoded, Decoder, put_bytes, put_varint};
 use crate::file::{FileId, FileNumber};

@@ -9,7 +9,8 @@ use crate::coding::Decoder;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::file::{FileHeader, FileId, FileKind, FileNumber, HEADER_BYTES};
-use crate::fs::Fs;
+use crate::fs::sim::SimFs;
+use crate::fs::{Fs, RealFs};
 use crate::key::{self, EntryKind, SeqNo};
 use crate::options::{Filter, ReadMode};
 use crate::table::block::{Block, BlockBuilder};
@@ -19,7 +20,6 @@ use crate::table::cursor::TableCursor;
 use crate::table::dump::dump;
 use crate::table::layout::section_kind;
 use crate::table::reader::Table;
-use crate::table::tests_fs::MemoryFs;
 use crate::table::{SEQNO_BEFORE_ALL, TableConfig, TableFacts};
 
 type Entry = (Vec<u8>, SeqNo, EntryKind, Vec<u8>);
@@ -37,9 +37,19 @@ fn path() -> std::path::PathBuf {
     FileKind::Table.path(dir(), NUMBER)
 }
 
-fn build(fs: &MemoryFs, config: &TableConfig, entries: &[Entry]) -> TableFacts {
-    let mut builder = TableBuilder::create(fs, dir(), NUMBER, config).unwrap();
-    builder.reserve(1 << 16).unwrap();
+fn sim() -> SimFs {
+    let fs = SimFs::new();
+    fs.create_dir_all(dir()).unwrap();
+    fs
+}
+
+fn build(fs: &SimFs, config: &TableConfig, entries: &[Entry]) -> TableFacts {
+    build_in(fs, dir(), config, entries)
+}
+
+fn build_in(fs: &dyn Fs, dir: &Path, config: &TableConfig, entries: &[Entry]) -> TableFacts {
+    let mut builder = TableBuilder::create(fs, dir, NUMBER, config).unwrap();
+    builder.reserve(1 << 20).unwrap();
     for (key, seqno, kind, value) in entries {
         builder.add(key, *seqno, *kind, value).unwrap();
     }
@@ -48,9 +58,9 @@ fn build(fs: &MemoryFs, config: &TableConfig, entries: &[Entry]) -> TableFacts {
 }
 
 fn random_seed() -> fastrand::Rng {
-    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    let seed = std::env::var("ESKER_SEED").ok().and_then(|s| s.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    println!("SEED={seed}");
+    println!("ESKER_SEED={seed}");
     fastrand::Rng::with_seed(seed)
 }
 
@@ -233,9 +243,9 @@ fn tables_agree_with_a_sorted_vec() {
             lz4: round % 2 == 0,
             filter: FILTERS[round % 3],
         };
-        let fs = MemoryFs::default();
+        let fs = sim();
         let facts = build(&fs, &config, &entries);
-        assert_eq!(facts, expected_facts(&facts, &entries, fs.contents(&path()).len()));
+        assert_eq!(facts, expected_facts(&facts, &entries, fs.contents(&path()).unwrap().len()));
         for mode in MODES {
             let cache = BlockCache::new(random.usize(0..2) << 16);
             let table = Table::open(&fs, dir(), facts.clone(), mode, &cache).unwrap();
@@ -269,7 +279,7 @@ fn long_keys_and_a_value_beyond_a_chunk() {
     sort(&mut entries);
     for (lz4, block_bytes) in [(false, 4096), (true, 4096), (false, 8 << 20), (true, 64)] {
         let config = TableConfig { block_bytes, lz4, filter: Filter::BinaryFuse8 };
-        let fs = MemoryFs::default();
+        let fs = sim();
         let facts = build(&fs, &config, &entries);
         for mode in MODES {
             let table =
@@ -277,6 +287,28 @@ fn long_keys_and_a_value_beyond_a_chunk() {
             check_all(&table, &entries, &mut random);
             table.verify().unwrap();
         }
+    }
+}
+
+#[test]
+fn on_a_real_disk_nothing_that_was_reserved_is_left() {
+    let mut random = random_seed();
+    let folder = tempfile::tempdir().unwrap();
+    let fs = RealFs::new();
+    let entries = random_entries(&mut random, 3000);
+    for (mode, lz4) in [(ReadMode::Mapped, false), (ReadMode::Pread, true)] {
+        let config = TableConfig { block_bytes: 4096, lz4, filter: Filter::BinaryFuse8 };
+        let facts = build_in(&fs, folder.path(), &config, &entries);
+        let path = FileKind::Table.path(folder.path(), NUMBER);
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), facts.bytes);
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&metadata);
+        assert!(blocks * 512 < facts.bytes + 8192, "{blocks} blocks for {}", facts.bytes);
+        let table =
+            Table::open(&fs, folder.path(), facts, mode, &BlockCache::new(1 << 20)).unwrap();
+        check_all(&table, &entries, &mut random);
+        table.verify().unwrap();
+        std::fs::remove_file(&path).unwrap();
     }
 }
 
@@ -290,7 +322,7 @@ fn many_versions_of_a_key_over_many_blocks() {
     }
     sort(&mut entries);
     let config = TableConfig { block_bytes: 64, lz4: false, filter: Filter::None };
-    let fs = MemoryFs::default();
+    let fs = sim();
     let facts = build(&fs, &config, &entries);
     let table = Table::open(&fs, dir(), facts, ReadMode::Mapped, &BlockCache::new(0)).unwrap();
     assert!(table.index().unwrap().count() > 80);
@@ -308,7 +340,7 @@ fn many_versions_of_a_key_over_many_blocks() {
 
 #[test]
 fn facts_round_trip_and_any_bytes_are_facts_or_an_error() {
-    let fs = MemoryFs::default();
+    let fs = sim();
     let config = TableConfig { block_bytes: 64, lz4: false, filter: Filter::None };
     let facts = build(&fs, &config, &random_entries(&mut fastrand::Rng::with_seed(1), 40));
     let mut bytes = Vec::new();
@@ -321,7 +353,7 @@ fn facts_round_trip_and_any_bytes_are_facts_or_an_error() {
 
 #[test]
 fn a_dropped_builder_removes_its_file_but_not_somebody_elses() {
-    let fs = MemoryFs::default();
+    let fs = sim();
     let config = TableConfig { block_bytes: 64, lz4: false, filter: Filter::None };
     let mut builder = TableBuilder::create(&fs, dir(), NUMBER, &config).unwrap();
     builder.add(b"a", SeqNo(1), EntryKind::Put, b"").unwrap();
@@ -334,7 +366,7 @@ fn a_dropped_builder_removes_its_file_but_not_somebody_elses() {
 #[test]
 #[should_panic(expected = "ascending order")]
 fn entries_out_of_order_are_a_bug_of_the_caller() {
-    let fs = MemoryFs::default();
+    let fs = sim();
     let config = TableConfig { block_bytes: 64, lz4: false, filter: Filter::None };
     let mut builder = TableBuilder::create(&fs, dir(), NUMBER, &config).unwrap();
     builder.add(b"a", SeqNo(1), EntryKind::Put, b"").unwrap();
@@ -346,7 +378,7 @@ fn the_estimate_of_the_size_is_near() {
     let mut random = fastrand::Rng::with_seed(3);
     for filter in FILTERS {
         let config = TableConfig { block_bytes: 4096, lz4: false, filter };
-        let fs = MemoryFs::default();
+        let fs = sim();
         let mut builder = TableBuilder::create(&fs, dir(), NUMBER, &config).unwrap();
         for n in 0..20_000u64 {
             let value: Vec<u8> = (0..100).map(|_| random.u8(..)).collect();
@@ -359,7 +391,7 @@ fn the_estimate_of_the_size_is_near() {
 }
 
 /// Small tables of each codec, filter and a few block sizes, with the entries in them.
-fn small_tables() -> Vec<(MemoryFs, TableFacts, Vec<Entry>)> {
+fn small_tables() -> Vec<(SimFs, TableFacts, Vec<Entry>)> {
     let mut tables = Vec::new();
     for (n, filter) in FILTERS.into_iter().enumerate() {
         for lz4 in [false, true] {
@@ -371,7 +403,7 @@ fn small_tables() -> Vec<(MemoryFs, TableFacts, Vec<Entry>)> {
             entries.retain(|entry| entry.0.len() + entry.3.len() < 100);
             sort(&mut entries);
             let block_bytes = if lz4 { 256 } else { 100 };
-            let fs = MemoryFs::default();
+            let fs = sim();
             let facts = build(&fs, &TableConfig { block_bytes, lz4, filter }, &entries);
             tables.push((fs, facts, entries));
         }
@@ -381,7 +413,7 @@ fn small_tables() -> Vec<(MemoryFs, TableFacts, Vec<Entry>)> {
 
 /// Every way to read the table gives what was written or says that it is damaged; `verify` and
 /// the compaction's cursor say so always, if `damaged`.
-fn check_damage(fs: &MemoryFs, facts: &TableFacts, entries: &[Entry], damaged: bool) {
+fn check_damage(fs: &SimFs, facts: &TableFacts, entries: &[Entry], damaged: bool) {
     for mode in MODES {
         let cache = BlockCache::new(1 << 16);
         let table = match Table::open(fs, dir(), facts.clone(), mode, &cache) {
@@ -427,11 +459,11 @@ fn check_damage(fs: &MemoryFs, facts: &TableFacts, entries: &[Entry], damaged: b
 fn every_flipped_bit_is_noticed() {
     for (fs, facts, entries) in small_tables() {
         check_damage(&fs, &facts, &entries, false);
-        let good = fs.contents(&path());
+        let good = fs.contents(&path()).unwrap();
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            fs.put(&path(), bad);
+            fs.set_contents(&path(), &bad).unwrap();
             check_damage(&fs, &facts, &entries, true);
         }
     }
@@ -440,12 +472,12 @@ fn every_flipped_bit_is_noticed() {
 #[test]
 fn truncation_at_every_length_and_growth_are_noticed() {
     for (fs, facts, entries) in small_tables() {
-        let good = fs.contents(&path());
+        let good = fs.contents(&path()).unwrap();
         for len in 0..good.len() {
-            fs.put(&path(), good[..len].to_vec());
+            fs.set_contents(&path(), &good[..len]).unwrap();
             check_damage(&fs, &facts, &entries, true);
         }
-        fs.put(&path(), [&good[..], &[0]].concat());
+        fs.set_contents(&path(), &[&good[..], &[0]].concat()).unwrap();
         check_damage(&fs, &facts, &entries, true);
     }
 }
@@ -456,13 +488,13 @@ fn blocks_at_another_place_or_from_another_file_are_noticed() {
         .map(|n| (vec![b'k', n], SeqNo(u64::from(n)), EntryKind::Put, vec![n; 20]))
         .collect();
     let config = TableConfig { block_bytes: 80, lz4: false, filter: Filter::None };
-    let fs = MemoryFs::default();
+    let fs = sim();
     let other = build(&fs, &config, &entries);
-    let other_bytes = fs.contents(&path());
+    let other_bytes = fs.contents(&path()).unwrap();
     fs.remove(&path()).unwrap();
     let facts = build(&fs, &config, &entries);
     assert_ne!(facts.id, other.id);
-    let good = fs.contents(&path());
+    let good = fs.contents(&path()).unwrap();
     let cache = BlockCache::new(0);
     let table = Table::open(&fs, dir(), facts.clone(), ReadMode::Pread, &cache).unwrap();
     let index = table.index().unwrap();
@@ -473,16 +505,16 @@ fn blocks_at_another_place_or_from_another_file_are_noticed() {
     assert_eq!(range(3).len(), range(7).len());
     swapped[range(3)].copy_from_slice(&good[range(7)]);
     swapped[range(7)].copy_from_slice(&good[range(3)]);
-    fs.put(&path(), swapped);
+    fs.set_contents(&path(), &swapped).unwrap();
     check_damage(&fs, &facts, &entries, true);
 
     let mut mixed = good.clone();
     mixed[range(3)].copy_from_slice(&other_bytes[range(3)]);
-    fs.put(&path(), mixed);
+    fs.set_contents(&path(), &mixed).unwrap();
     check_damage(&fs, &facts, &entries, true);
 
     // The whole of another file that has the same name and the same entries.
-    fs.put(&path(), other_bytes);
+    fs.set_contents(&path(), &other_bytes).unwrap();
     check_damage(&fs, &facts, &entries, true);
 }
 
@@ -540,7 +572,7 @@ fn bytes_under_right_checksums_never_panic_or_run_away() {
     let mut random = random_seed();
     let mut opened = 0;
     for (fs, facts, entries) in small_tables() {
-        let good = fs.contents(&path());
+        let good = fs.contents(&path()).unwrap();
         let mut same = good.clone();
         fix_checksums(&mut same).unwrap();
         assert_eq!(same, good, "what is right stays as it is");
@@ -555,7 +587,7 @@ fn bytes_under_right_checksums_never_panic_or_run_away() {
                 };
             }
             fix_checksums(&mut bad);
-            fs.put(&path(), bad);
+            fs.set_contents(&path(), &bad).unwrap();
             let mode = MODES[random.usize(0..2)];
             let cache = BlockCache::new(1 << 16);
             let Ok(table) = Table::open(&fs, dir(), facts.clone(), mode, &cache) else { continue };
@@ -576,7 +608,7 @@ fn bytes_under_right_checksums_never_panic_or_run_away() {
                 }
             }
             let _ = table.verify();
-            let _ = dump(&fs, dir(), NUMBER);
+            let _ = dump(&fs, dir(), NUMBER, &mut std::io::sink());
         }
     }
     assert!(opened > 1000, "{opened} of the damaged tables got past open");
@@ -614,6 +646,47 @@ fn a_block_of_any_bytes_is_validated_or_refused() {
 }
 
 #[test]
+fn rows_out_of_order_or_twice_are_refused() {
+    for (first, second) in [
+        (("ab", 5), ("aa", 6)),
+        (("aa", 5), ("aa", 6)),
+        (("aa", 5), ("aa", 5)),
+        (("ax", 5), ("a", 5)),
+    ] {
+        for tail in ["", "-and-so-on", "-and-s"] {
+            let mut builder = BlockBuilder::default();
+            for (key, seqno) in [first, second] {
+                builder.add(format!("{key}{tail}").as_bytes(), seqno, EntryKind::Put, b"v");
+            }
+            let mut bytes = Vec::new();
+            builder.finish(&mut bytes);
+            let block = Block::new(&bytes).unwrap();
+            assert_eq!(block.validate(SeqNo::MAX.0).unwrap_err().0, "rows out of order");
+        }
+    }
+}
+
+#[test]
+fn keys_that_tie_in_the_largest_head() {
+    let keys: Vec<Vec<u8>> = (0..40).map(|n| vec![0xff; n]).collect();
+    let mut builder = BlockBuilder::default();
+    for key in &keys {
+        for seqno in [9, 4] {
+            builder.add(key, seqno, EntryKind::Put, b"");
+        }
+    }
+    let mut bytes = Vec::new();
+    builder.finish(&mut bytes);
+    let block = Block::new(&bytes).unwrap();
+    block.validate(SeqNo::MAX.0).unwrap();
+    for (n, key) in keys.iter().enumerate() {
+        for (seqno, row) in [(10, 0), (9, 0), (8, 1), (4, 1), (3, 2)] {
+            assert_eq!(block.lower_bound(key, SeqNo(seqno)), Ok(2 * n + row), "{n} {seqno}");
+        }
+    }
+}
+
+#[test]
 fn the_block_of_the_drawing() {
     let mut builder = BlockBuilder::default();
     builder.add(b"apple", 7, EntryKind::Put, b"x");
@@ -627,7 +700,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn fruit(fs: &MemoryFs, lz4: bool) -> TableFacts {
+fn fruit(fs: &SimFs, lz4: bool) -> TableFacts {
     let mut entries = vec![
         (b"apple".to_vec(), SeqNo(7), EntryKind::Put, b"red".to_vec()),
         (b"apple".to_vec(), SeqNo(3), EntryKind::Delete, vec![]),
@@ -651,17 +724,18 @@ fn golden(name: &str, found: &str) {
 
 #[test]
 fn golden_dump() {
-    let fs = MemoryFs::default();
+    let fs = sim();
     fruit(&fs, true);
-    let text = dump(&fs, dir(), NUMBER).unwrap();
-    golden("fruit.txt", &text);
+    let mut text = Vec::new();
+    dump(&fs, dir(), NUMBER, &mut text).unwrap();
+    golden("fruit.txt", std::str::from_utf8(&text).unwrap());
 }
 
 #[test]
 fn golden_bytes() {
-    let fs = MemoryFs::default();
+    let fs = sim();
     fruit(&fs, false);
-    let bytes = fs.contents(&path());
+    let bytes = fs.contents(&path()).unwrap();
     FileHeader::decode(&bytes, FileKind::Table, &path()).unwrap();
     let lines: Vec<String> = bytes.chunks(32).map(hex).collect();
     golden("fruit.hex", &lines.join("\n"));

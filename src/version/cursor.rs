@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::cursor::{Cursor, ValueRef};
 use crate::error::Result;
 use crate::key::{EntryKind, SeqNo};
-use crate::table::TableCursor;
+use crate::table::cursor::TableCursor;
 use crate::version::run::Run;
 
 /// Stands on an entry of some tables of a run. Keeps the run, and so its tables, alive.

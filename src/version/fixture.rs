@@ -1,22 +1,22 @@
 //! For tests: tables and versions made of a few literals, in a directory in memory.
 
-use std::collections::HashMap;
-use std::io;
 use std::ops::{Bound, RangeInclusive};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use bytes::Bytes;
-use parking_lot::Mutex;
 
 use crate::cursor::{Cursor, ValueRef};
 use crate::error::Result;
 use crate::file::{FileId, FileNumber};
-use crate::fs::{File, Fs, Lock, LogRegion};
+use crate::fs::Fs;
+use crate::fs::fault::{Fault, FaultFs, FaultKind};
+use crate::fs::sim::SimFs;
 use crate::key::{EntryKind, SeqNo};
 use crate::options::{Filter, ReadMode};
-use crate::table::{BlockCache, Table, TableBuilder, TableConfig, TableFacts};
+use crate::table::builder::TableBuilder;
+use crate::table::cache::BlockCache;
+use crate::table::reader::Table;
+use crate::table::{TableConfig, TableFacts};
 use crate::version::Version;
 
 /// Facts of a table of 100 bytes and 10 entries with the keys of `range`, say `a-f`.
@@ -60,15 +60,19 @@ pub(crate) fn collect(cursor: &mut impl Cursor) -> Vec<Entry> {
 
 /// A directory in memory with tables.
 pub(crate) struct Dir {
-    pub(crate) fs: Arc<MemFs>,
+    sim: SimFs,
+    pub(crate) fs: FaultFs,
     cache: Arc<BlockCache>,
     next: AtomicU64,
 }
 
 impl Dir {
     pub(crate) fn new() -> Dir {
-        let cache = Arc::new(BlockCache::new(1 << 20));
-        Dir { fs: Arc::new(MemFs::default()), cache, next: AtomicU64::new(1) }
+        let sim = SimFs::new();
+        let fs = FaultFs::over_sim(sim.clone());
+        let dir = Dir { sim, fs, cache: BlockCache::new(1 << 20), next: AtomicU64::new(1) };
+        dir.fs.create_dir_all(dir.path()).unwrap();
+        dir
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -81,16 +85,18 @@ impl Dir {
 
     /// How many files there are.
     pub(crate) fn files(&self) -> usize {
-        self.fs.files.lock().len()
+        self.fs.list(self.path()).unwrap().len()
     }
 
-    /// Lets `calls` calls succeed; then one fails.
+    /// How many calls the file system has seen.
+    pub(crate) fn calls(&self) -> u64 {
+        self.sim.calls()
+    }
+
+    /// Fails the call after the next `calls` ones.
     pub(crate) fn fail_after(&self, calls: u64) {
-        *self.fs.writes_left.lock() = Some(calls);
-    }
-
-    pub(crate) fn fail_never(&self) {
-        *self.fs.writes_left.lock() = None;
+        self.fs.heal();
+        self.fs.arm(Fault::new(FaultKind::Io).nth(calls));
     }
 
     pub(crate) fn config() -> TableConfig {
@@ -98,14 +104,14 @@ impl Dir {
     }
 
     pub(crate) fn open(&self, facts: TableFacts) -> Arc<Table> {
-        Table::open(&*self.fs, self.path(), facts, ReadMode::Mapped, &self.cache).unwrap()
+        Table::open(&self.fs, self.path(), facts, ReadMode::Mapped, &self.cache).unwrap()
     }
 
     /// A table of these entries, which are sorted.
     pub(crate) fn table_of(&self, entries: &[Entry]) -> Arc<Table> {
         let number = self.next_number();
         let mut builder =
-            TableBuilder::create(&*self.fs, self.path(), number, &Dir::config()).unwrap();
+            TableBuilder::create(&self.fs, self.path(), number, &Dir::config()).unwrap();
         for entry in entries {
             builder.add(&entry.key, entry.seqno, entry.kind, &entry.value).unwrap();
         }
@@ -141,7 +147,8 @@ impl Dir {
                 })
                 .collect();
             sort(&mut entries);
-            let cut = |a: &Entry, b: &Entry| a.key == b.key || (a.key[5] + b.key[5]) % 3 != 0;
+            let cut =
+                |a: &Entry, b: &Entry| a.key == b.key || !(a.key[5] + b.key[5]).is_multiple_of(3);
             added.extend(entries.chunk_by(cut).map(|table| (level, run, self.table_of(table))));
             all.extend(entries);
         }
@@ -160,99 +167,6 @@ fn random_entry(rng: &mut fastrand::Rng, seqno: u64) -> Entry {
     let value =
         if kind == EntryKind::Delete { Vec::new() } else { format!("v{seqno}").into_bytes() };
     Entry { key, seqno: SeqNo(seqno), kind, value }
-}
-
-/// The files of a process, in memory; stand-in for the simulator.
-#[derive(Debug, Default)]
-pub(crate) struct MemFs {
-    pub(crate) files: Mutex<HashMap<PathBuf, Arc<MemFile>>>,
-    ids: AtomicU64,
-    /// Writes fail once so many have succeeded.
-    pub(crate) writes_left: Arc<Mutex<Option<u64>>>,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct MemFile(Mutex<Vec<u8>>, Arc<Mutex<Option<u64>>>);
-
-impl Fs for MemFs {
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let file = Arc::new(MemFile(Mutex::default(), Arc::clone(&self.writes_left)));
-        self.files.lock().insert(path.into(), Arc::clone(&file));
-        Ok(file)
-    }
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let file = self.files.lock().get(path).cloned();
-        Ok(file.ok_or(io::ErrorKind::NotFound)?)
-    }
-    fn create_log(&self, _: &Path, _: u64) -> io::Result<Arc<dyn LogRegion>> {
-        unimplemented!()
-    }
-    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
-        unimplemented!()
-    }
-    fn link(&self, _: &Path, _: &Path) -> io::Result<()> {
-        unimplemented!()
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.files.lock().remove(path).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
-    }
-    fn list(&self, _: &Path) -> io::Result<Vec<String>> {
-        unimplemented!()
-    }
-    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-    fn lock(&self, _: &Path) -> io::Result<Box<dyn Lock>> {
-        unimplemented!()
-    }
-    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
-        Ok(1 << 40)
-    }
-    fn boot_id(&self) -> u128 {
-        1
-    }
-    fn random_id(&self) -> u128 {
-        u128::from(self.ids.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-impl File for MemFile {
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if let Some(left) = &mut *self.1.lock() {
-            *left = left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
-        }
-        let mut bytes = self.0.lock();
-        let end = offset as usize + data.len();
-        let len = bytes.len().max(end);
-        bytes.resize(len, 0);
-        bytes[offset as usize..end].copy_from_slice(data);
-        Ok(())
-    }
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn allocate(&self, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.lock().resize(bytes as usize, 0);
-        Ok(())
-    }
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().len() as u64)
-    }
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let bytes = self.0.lock();
-        let from = bytes.get(offset as usize..offset as usize + buf.len());
-        buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-    fn map(&self) -> io::Result<Bytes> {
-        Ok(Bytes::copy_from_slice(&self.0.lock()))
-    }
 }
 
 #[test]

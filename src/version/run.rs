@@ -15,7 +15,8 @@ use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use crate::key::head;
-use crate::table::{Table, TableFacts};
+use crate::table::TableFacts;
+use crate::table::reader::Table;
 use crate::version::{HasFacts, VersionError};
 
 /// Disjoint tables, sorted.

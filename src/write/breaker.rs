@@ -44,6 +44,13 @@ struct Failure {
     error: Error,
 }
 
+impl Failure {
+    /// Freed space heals it. ENOSPC out of a sync counts as a failed sync, which it does not.
+    fn is_for_want_of_space(&self) -> bool {
+        *self.error.kind() == ErrorKind::NoSpace && self.cause != DegradedCause::LogSync
+    }
+}
+
 impl Breaker {
     /// # Errors
     /// `Degraded` or `NoSpace` unless the breaker is closed.
@@ -56,7 +63,7 @@ impl Breaker {
     #[cold]
     pub fn error(&self) -> Error {
         match &*self.failure.lock() {
-            Some(failure) if failure.cause == DegradedCause::NoSpace => {
+            Some(failure) if failure.is_for_want_of_space() => {
                 Error::new(ErrorKind::NoSpace).context(failure.error.to_string())
             }
             Some(failure) => {
@@ -133,11 +140,15 @@ mod tests {
         Error::io("sync", "000001.log", std::io::Error::other("EIO"))
     }
 
+    fn full() -> Error {
+        Error::new(ErrorKind::NoSpace)
+    }
+
     #[test]
     fn opens_with_the_first_cause_and_closes_by_a_repair() {
         let breaker = Breaker::default();
         assert!(breaker.check().is_ok());
-        breaker.open(DegradedCause::NoSpace, &failure());
+        breaker.open(DegradedCause::NoSpace, &full());
         assert_eq!(breaker.check().unwrap_err().kind(), &ErrorKind::NoSpace);
         breaker.open(DegradedCause::LogSync, &failure());
         breaker.open(DegradedCause::Table, &failure());
@@ -155,7 +166,7 @@ mod tests {
     #[test]
     fn a_full_disk_heals_itself() {
         let breaker = Breaker::default();
-        breaker.open(DegradedCause::NoSpace, &failure());
+        breaker.open(DegradedCause::NoSpace, &full());
         assert!(breaker.close_if_no_space());
         assert!(breaker.check().is_ok());
     }

@@ -21,7 +21,7 @@ use crate::error::{DegradedCause, Error, ErrorKind, Result};
 use crate::file::Lsn;
 use crate::key::SeqNo;
 use crate::memtable::Memtable;
-use crate::record::{RecordHeader, RecordKind};
+use crate::record::{self, RecordHeader, RecordKind};
 use crate::runtime::{Mutex, MutexGuard};
 use crate::tree::{Frozen, Tree, View};
 use crate::write::breaker::Breaker;
@@ -128,7 +128,7 @@ impl Pipeline {
             payload_checksum: commit.checksum(),
             seqno: first_seqno,
             copied: self.ring.copied(),
-            durable: self.syncer.durable(),
+            durable: self.syncer.synced(),
         };
         commit.set_header(&header.encode(reserved.file.checksum, reserved.lsn));
         let stored = if commit.region().len() <= INLINE_BYTES_MAX {
@@ -139,7 +139,7 @@ impl Pipeline {
             drop(state);
             reserved.store(commit.region())
         };
-        self.check_stored(stored, &reserved)?;
+        self.check_stored(stored, &reserved, place)?;
         insert(first_seqno, &memtables, commit.bytes());
         self.ring.finish(place);
         Ok(place)
@@ -183,21 +183,42 @@ impl Pipeline {
         }
     }
 
+    /// Appends a record that says up to where the log is synced, if there is room for it.
+    pub fn mark_synced(&self) {
+        let mut state = self.state.lock();
+        if !state.cursor.fits(record::HEADER_BYTES as u64) || self.ring.has_failed() {
+            return;
+        }
+        let (seqno, copied) = (state.next_seqno, self.ring.copied());
+        let mark = RecordHeader::bare(RecordKind::SyncMark, seqno, copied, self.syncer.synced());
+        let reserved = state.cursor.reserve(record::HEADER_BYTES as u64);
+        let stored = reserved.store(&mark.encode(reserved.file.checksum, reserved.lsn));
+        if let Err(source) = stored {
+            self.log_failed(&Error::io("write", self.logs.path(&reserved.file), source));
+        }
+    }
+
     fn rotate_locked(&self, state: &mut CommitState, record_bytes: u64) -> Result<bool> {
         let marks = Marks {
             seqno: state.next_seqno,
             copied: self.ring.copied(),
-            durable: self.syncer.durable(),
+            durable: self.syncer.synced(),
         };
         self.logs
             .rotate(&mut state.cursor, record_bytes, marks)
             .inspect_err(|error| self.log_failed(error))
     }
 
-    fn check_stored(&self, stored: std::io::Result<()>, reserved: &Reserved) -> Result<()> {
+    fn check_stored(
+        &self,
+        stored: std::io::Result<()>,
+        reserved: &Reserved,
+        place: Place,
+    ) -> Result<()> {
         stored.map_err(|source| {
             let error = Error::io("write", self.logs.path(&reserved.file), source);
             self.log_failed(&error);
+            self.ring.abandon(place);
             error
         })
     }
@@ -216,11 +237,6 @@ impl Pipeline {
     pub fn wait_published(&self, place: Place) -> Result<()> {
         if self.ring.wait_published(place) { Ok(()) } else { Err(self.breaker.error()) }
     }
-
-    /// Where the next record goes.
-    pub fn end_lsn(&self) -> Lsn {
-        self.state.lock().cursor.lsn()
-    }
 }
 
 #[cold]
@@ -234,6 +250,18 @@ impl CommitState {
         let active = self.actives[slot].as_mut().expect("checked before");
         active.first_lsn.get_or_insert(lsn);
         active.memtable.clone()
+    }
+
+    /// Goes on in another log, after a failure. Nothing is under way and nothing pins the old one.
+    pub fn restart(&mut self, cursor: LogCursor) {
+        self.cursor = cursor;
+    }
+
+    /// Replaces the active memtable, whose contents are in tables as far as they count.
+    pub fn replace_active(&mut self, slot: usize, memtable: Arc<Memtable>) {
+        if let Some(active) = &mut self.actives[slot] {
+            *active = Active { memtable, first_lsn: None };
+        }
     }
 
     /// Gives a keyspace its slot.

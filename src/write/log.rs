@@ -118,7 +118,12 @@ impl Logs {
         let bytes = self.bytes_for(record_bytes);
         let region =
             self.fs.create_log(&path, bytes).map_err(|e| Error::io("create log", &path, e))?;
-        // Before a record in it counts: a log whose name is lost takes its records with it.
+        // Its length, before a manifest says that a replay begins in it: recovery takes a log that
+        // is shorter than that for damaged.
+        let site = fs::site("log.create.sync");
+        region.sync().map_err(|e| Error::io("sync", &path, e))?;
+        drop(site);
+        // Its name, before a record in it counts: a log without one takes its records with it.
         let site = fs::site("log.create.sync_dir");
         self.fs.sync_dir(&self.dir).map_err(|e| Error::io("sync", &self.dir, e))?;
         drop(site);
@@ -135,6 +140,32 @@ impl Logs {
         let state = self.state.lock();
         let needed = HEADER_BYTES as u64 + record_bytes + record::HEADER_BYTES as u64;
         state.spare.as_ref().is_some_and(|spare| spare.region.bytes() >= needed)
+    }
+
+    /// Forgets every file but the last, after a failure; their numbers are returned for removal.
+    pub fn abandon_older(&self) -> Vec<FileNumber> {
+        let mut state = self.state.lock();
+        let older = state.live.len().saturating_sub(1);
+        state.live.drain(..older).map(|log| log.file.number).collect()
+    }
+
+    /// The position at the end of the live files, beyond every record in them.
+    pub fn capacity_end(&self) -> Lsn {
+        let state = self.state.lock();
+        let end = |log: &Live| log.file.first_lsn.0 + log.file.region.bytes() - HEADER_BYTES as u64;
+        Lsn(state.live.iter().map(end).max().unwrap_or(0))
+    }
+
+    /// The file that has the record at `lsn`, or will have it.
+    pub fn file_at(&self, lsn: Lsn) -> FileNumber {
+        let state = self.state.lock();
+        let begun = state.live.iter().rev().find(|log| log.file.first_lsn <= lsn);
+        begun.expect("live files reach back to all that is needed").file.number
+    }
+
+    /// Takes the spare.
+    pub fn take_spare(&self) -> Option<Spare> {
+        self.state.lock().spare.take()
     }
 
     /// Begins the log of this session in `spare`, at `first_lsn`.

@@ -1,6 +1,7 @@
 //! The write path: from an encoded batch to a published, durable commit.
 //!
-//! - `ring`: the order of commits under way, and what is published.
+//! - `ring`: the order of commits under way, and what is published. `ring_model`: its schedules,
+//!   tried by shuttle.
 //! - `log`: the files of the write-ahead log.
 //! - `commit`: the pipeline: sequence numbers, log space, memtables, publication.
 //! - `syncer`: what of the log is durable, and who waits for it.
@@ -13,12 +14,19 @@ pub(crate) mod commit;
 pub(crate) mod log;
 pub(crate) mod pressure;
 pub(crate) mod ring;
+#[cfg(test)]
+mod ring_model;
 pub(crate) mod syncer;
 pub(crate) mod ticket;
 
-/// What `ring` builds on; its model in the tests puts shuttle's in their place.
+/// What `ring` builds on; `ring_model` puts shuttle's in their place, and smaller numbers.
 mod sync {
     pub(crate) use crate::runtime::{Condvar, Mutex};
     pub(crate) use std::hint::spin_loop as spin;
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Commits under way at once. Each is one thread inside `commit`, so this is no real limit.
+    pub(crate) const SLOT_COUNT: u64 = 1024;
+    /// Spins before a waiting writer sleeps. The predecessor is typically half a microsecond away.
+    pub(crate) const SPIN_COUNT: u32 = 64;
 }

@@ -21,15 +21,16 @@
 //! what recovery will find as well. The structure is that of Pebble's commit pipeline
 //! (`commit.go`), with the log position added.
 
-use super::sync::{AtomicU64, Condvar, Mutex, Ordering, spin};
+use super::sync::{AtomicU64, Condvar, Mutex, Ordering, SLOT_COUNT, SPIN_COUNT, spin};
 
 use crate::file::Lsn;
 use crate::key::SeqNo;
 
-/// Commits under way at once. Each is one thread inside `commit`, so this is no real limit.
-const SLOT_COUNT: u64 = 1024;
-/// Spins before a waiting writer sleeps. The predecessor is typically half a microsecond away.
-const SPIN_COUNT: u32 = 64;
+/// Added to what [`Slot::done`] has of a commit that will never be done.
+const ABANDONED: u64 = 1 << 63;
+/// One slot less than there are: that of the commit published last keeps its positions, which
+/// [`Ring::drain`] needs.
+const PLACE_COUNT: u64 = SLOT_COUNT - 1;
 
 /// A commit's place in the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub(crate) struct Place {
 
 #[derive(Default)]
 struct Slot {
-    /// Number of the commit + 1 once it is done.
+    /// Number of the commit + 1 once it is done, with `ABANDONED` if it never will be.
     done: AtomicU64,
     last_seqno: AtomicU64,
     end_lsn: AtomicU64,
@@ -60,6 +61,10 @@ pub(crate) struct Ring {
     copied: AtomicU64,
     /// 1 once a commit has failed: nothing after it will be published.
     failed: AtomicU64,
+    /// The last number that a failure lost, or 0: for who need not look into `lost`.
+    lost_upto: AtomicU64,
+    /// What each failure lost: the numbers after the first and through the second.
+    lost: Mutex<Vec<(SeqNo, SeqNo)>>,
     /// Threads in the slow path of a wait.
     sleeper_count: AtomicU64,
     sleepers: Mutex<()>,
@@ -76,6 +81,8 @@ impl Ring {
             visible: AtomicU64::new(visible.0),
             copied: AtomicU64::new(copied.0),
             failed: AtomicU64::new(0),
+            lost_upto: AtomicU64::new(0),
+            lost: Mutex::new(Vec::new()),
             sleeper_count: AtomicU64::new(0),
             sleepers: Mutex::new(()),
             published: Condvar::new(),
@@ -96,7 +103,7 @@ impl Ring {
 
     /// A place that is published already.
     pub fn published_place(&self) -> Place {
-        Place { index: 0, last_seqno: self.visible(), end_lsn: self.copied() }
+        Place { index: 0, last_seqno: SeqNo::ZERO, end_lsn: self.copied() }
     }
 
     /// True once a commit has failed.
@@ -111,7 +118,7 @@ impl Ring {
     /// Call it under the commit lock only, with positions that never go back.
     pub fn push(&self, last_seqno: SeqNo, end_lsn: Lsn) -> Option<Place> {
         let index = self.tail.load(Ordering::Relaxed);
-        if index - self.head.load(Ordering::Acquire) == SLOT_COUNT {
+        if index - self.head.load(Ordering::Acquire) == PLACE_COUNT {
             return None;
         }
         let slot = self.slot(index);
@@ -127,11 +134,63 @@ impl Ring {
         self.publish();
     }
 
-    /// The commit's record could not be written. Wakes everyone who waits behind it.
+    /// The commit's record could not be written: it will not be finished. Publication stops before
+    /// it for good.
+    pub fn abandon(&self, place: Place) {
+        self.slot(place.index).done.store(ABANDONED | (place.index + 1), Ordering::Release);
+        self.fail();
+    }
+
+    /// No later commit will be published. Wakes everyone who waits for one.
     pub fn fail(&self) {
         self.failed.store(1, Ordering::SeqCst);
         let _guard = self.sleepers.lock();
         self.published.notify_all();
+    }
+
+    /// The last published number, once nobody writes for any commit any more and all that can be
+    /// published is; `None` before. Call it under the commit lock, while no commits are taken.
+    pub fn drain(&self) -> Option<SeqNo> {
+        let (head, tail) = (self.head.load(Ordering::SeqCst), self.tail.load(Ordering::Relaxed));
+        let is_over = |index: u64| {
+            let done = self.slot(index).done.load(Ordering::Acquire);
+            done & !ABANDONED == index + 1
+        };
+        if !(head..tail).all(is_over) {
+            return None;
+        }
+        // A thread may have marked its slot done and not have published it yet, or have moved
+        // `head` on and not `visible`: both are done for it here.
+        self.publish();
+        let last = self.head.load(Ordering::SeqCst).checked_sub(1).map(|index| self.slot(index));
+        if let Some(slot) = last {
+            self.copied.fetch_max(slot.end_lsn.load(Ordering::Relaxed), Ordering::AcqRel);
+            self.visible.fetch_max(slot.last_seqno.load(Ordering::Relaxed), Ordering::SeqCst);
+        }
+        Some(self.visible())
+    }
+
+    /// Begins anew after a failure, with nothing under way: what was not published never will be,
+    /// and who waits for it is told so also after this. The next number follows `last_seqno`.
+    /// Call it under the commit lock, drained, after every view was replaced.
+    pub fn reset(&self, last_seqno: SeqNo, copied: Lsn) {
+        let visible = self.drain().expect("no commits are under way");
+        if last_seqno > visible {
+            self.lost.lock().push((visible, last_seqno));
+            self.lost_upto.store(last_seqno.0, Ordering::SeqCst);
+        }
+        self.head.store(self.tail.load(Ordering::Relaxed), Ordering::SeqCst);
+        self.copied.fetch_max(copied.0, Ordering::AcqRel);
+        self.visible.fetch_max(last_seqno.0, Ordering::SeqCst);
+        self.failed.store(0, Ordering::SeqCst);
+        let _guard = self.sleepers.lock();
+        self.published.notify_all();
+    }
+
+    /// True if a failure lost this number, though it is not beyond `visible` any more.
+    fn is_lost(&self, seqno: SeqNo) -> bool {
+        seqno.0 <= self.lost_upto.load(Ordering::Acquire)
+            && self.lost.lock().iter().any(|(after, upto)| *after < seqno && seqno <= *upto)
     }
 
     fn slot(&self, index: u64) -> &Slot {
@@ -172,7 +231,7 @@ impl Ring {
     pub fn wait_published(&self, place: Place) -> bool {
         for _ in 0..SPIN_COUNT {
             if self.visible() >= place.last_seqno {
-                return true;
+                return !self.is_lost(place.last_seqno);
             }
             spin();
         }
@@ -182,18 +241,20 @@ impl Ring {
     /// Waits until every operation through `seqno` is published, or the ring has failed.
     pub fn wait_visible(&self, seqno: SeqNo) -> bool {
         self.sleep_until(|ring| ring.visible.load(Ordering::SeqCst) >= seqno.0);
-        self.visible() >= seqno
+        self.visible() >= seqno && !self.is_lost(seqno)
     }
 
     /// True if [`Ring::push`] will succeed. Call it under the commit lock.
     pub fn has_room(&self) -> bool {
-        self.tail.load(Ordering::Relaxed) - self.head.load(Ordering::Acquire) < SLOT_COUNT
+        self.tail.load(Ordering::Relaxed) - self.head.load(Ordering::Acquire) < PLACE_COUNT
     }
 
     /// Waits until [`Ring::push`] may succeed, or the ring has failed.
     pub fn wait_room(&self) {
         self.sleep_until(|ring| {
-            ring.tail.load(Ordering::SeqCst) - ring.head.load(Ordering::SeqCst) < SLOT_COUNT
+            // In this order: read the other way round, `head` may have passed that `tail`.
+            let head = ring.head.load(Ordering::SeqCst);
+            ring.tail.load(Ordering::SeqCst) - head < PLACE_COUNT
         });
     }
 

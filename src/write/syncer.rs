@@ -20,6 +20,9 @@ use crate::write::commit::Pipeline;
 /// See the module's comment.
 pub(crate) struct Syncer {
     durable: AtomicU64,
+    /// The log itself is durable up to here. Records bear witness of this, not of `durable`: what
+    /// is in tables need not be in the log any more.
+    synced: AtomicU64,
     state: Mutex<State>,
     /// A sync ended, or failed.
     done: Condvar,
@@ -44,16 +47,23 @@ impl Syncer {
     pub fn new(durable: Lsn) -> Syncer {
         Syncer {
             durable: AtomicU64::new(durable.0),
+            synced: AtomicU64::new(durable.0),
             state: Mutex::new(State::default()),
             done: Condvar::new(),
             work: Condvar::new(),
         }
     }
 
-    /// Every byte of the log before this one survives power loss.
+    /// Every commit whose record lies before this position survives power loss.
     #[inline]
     pub fn durable(&self) -> Lsn {
         Lsn(self.durable.load(Ordering::Acquire))
+    }
+
+    /// Every byte of the log from where its replay begins up to here survives power loss.
+    #[inline]
+    pub fn synced(&self) -> Lsn {
+        Lsn(self.synced.load(Ordering::Acquire))
     }
 
     /// Asks the syncer thread for a sync through `lsn` without waiting for it.
@@ -82,13 +92,6 @@ impl Syncer {
         false
     }
 
-    /// Wakes everyone: what is not durable now will not become so.
-    pub fn fail(&self, error: &Error) {
-        let mut state = self.state.lock();
-        state.failure.get_or_insert_with(|| error.duplicate());
-        self.wake(&mut state);
-    }
-
     /// Ends the syncer thread.
     pub fn stop(&self) {
         let mut state = self.state.lock();
@@ -103,6 +106,13 @@ impl Syncer {
         let mut state = self.state.lock();
         state.failure = None;
         self.durable.fetch_max(durable.0, Ordering::AcqRel);
+        self.wake(&mut state);
+    }
+
+    /// Everything before `lsn` is durable by other means: in tables that the manifest names.
+    pub fn covered(&self, lsn: Lsn) {
+        self.durable.fetch_max(lsn.0, Ordering::AcqRel);
+        let mut state = self.state.lock();
         self.wake(&mut state);
     }
 
@@ -165,12 +175,18 @@ impl Pipeline {
     fn end_sync(&self, state: &mut State, synced: Result<Lsn>) {
         match synced {
             Ok(sample) => {
+                self.syncer.synced.fetch_max(sample.0, Ordering::AcqRel);
                 self.syncer.durable.fetch_max(sample.0, Ordering::AcqRel);
                 state.running = state.wanted > sample;
                 if state.running && self.ring.has_failed() {
                     // What is wanted will never be copied.
                     state.running = false;
                     state.failure.get_or_insert(self.breaker.error());
+                }
+                if !state.running {
+                    // Without it, the group that was just synced has no witness until the next
+                    // commit.
+                    self.mark_synced();
                 }
             }
             Err(error) => {

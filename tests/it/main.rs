@@ -3,6 +3,19 @@
 #[cfg(feature = "cli")]
 mod cli;
 #[cfg(feature = "testing")]
+mod concurrency;
+#[cfg(feature = "testing")]
 mod crash;
 mod examples;
+#[cfg(feature = "testing")]
+mod fixture;
+#[cfg(unix)]
+mod kill;
+mod layers;
+#[cfg(feature = "testing")]
+mod model;
+#[cfg(feature = "testing")]
+mod regressions;
+#[cfg(feature = "testing")]
+mod resume;
 mod verbs;

@@ -85,7 +85,9 @@ impl End {
             End::Power(Survival::LastDirectoryOperationOnly) => "5 last directory operation only",
             End::Power(Survival::Random { .. }) => "6 torn at random",
             End::Power(Survival::Subset { .. }) => "7 all subsets",
-            End::Power(Survival::Only { .. } | Survival::AllBut { .. }) => "7 single keeps and drops",
+            End::Power(Survival::Only { .. } | Survival::AllBut { .. }) => {
+                "7 single keeps and drops"
+            }
         }
     }
 
@@ -260,7 +262,13 @@ impl Worker<'_> {
     }
 
     /// Tries every end at one moment of a run.
-    fn crash_at(&mut self, run: &Run, index: usize, path: &Path, seed: u64) -> Result<(), Violation> {
+    fn crash_at(
+        &mut self,
+        run: &Run,
+        index: usize,
+        path: &Path,
+        seed: u64,
+    ) -> Result<(), Violation> {
         let plan = self.shared.plan;
         let shot = &run.shots[index];
         let depth = path.len();
@@ -410,7 +418,10 @@ pub fn show_case(case: &str, actions: usize, plan: &Plan) -> Option<Violation> {
         println!("--- run {depth}, seed {seed}: the calls up to moment {index}");
         for (i, before) in run.shots[..=index].iter().enumerate().skip(index.saturating_sub(60)) {
             let bounds = before.bounds;
-            println!("{i:5} {:?} {:?} {:3} {}", bounds.kill, bounds.power, bounds.begun, before.label);
+            println!(
+                "{i:5} {:?} {:?} {:3} {}",
+                bounds.kill, bounds.power, bounds.begun, before.label
+            );
         }
         println!("--- pending:\n{}", shot.image.describe_pending().join("\n"));
         println!("--- then: {end:?}");

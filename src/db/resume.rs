@@ -1,0 +1,150 @@
+//! Taking writes again after a failure of the disk.
+//!
+//! What the kernel made of a log that could not be written or synced is not known, and asking
+//! again proves nothing: it may have dropped the pages and marked them clean. But everything that
+//! readers see is in memory. So:
+//!
+//! 1. The breaker goes to half-open: no commits, no jobs. Wait until those under way have ended.
+//! 2. The cut is the last published commit. Write every memtable of every keyspace as tables, up
+//!    to the cut; what lies beyond belongs to commits that failed and was never visible.
+//! 3. Begin a new manifest, in one step: the old state, these tables, `flushed_upto` = cut for
+//!    all, and a position to replay from that lies beyond every log there is.
+//! 4. Begin a new log at that position. Replace every view, then let numbers go on beyond all that
+//!    were given out, then close the breaker.
+//!
+//! A failure before step 3 is through leaves everything as it was; the breaker opens again.
+
+use std::sync::Arc;
+
+use crate::compaction::picker::flush_cuts;
+use crate::db::engine::Engine;
+use crate::error::{DegradedCause, Result};
+use crate::file::{FileKind, FileNumber};
+use crate::flush::flush;
+use crate::key::SeqNo;
+use crate::manifest::edit::{Edit, TableAdded};
+use crate::memtable::Memtable;
+use crate::table::Table;
+use crate::tree::{Tree, View};
+use crate::version::Added;
+
+impl Engine {
+    /// See the module's comment. The caller runs `own_jobs` of the jobs itself.
+    pub(crate) fn resume(&self, own_jobs: usize) -> Result<()> {
+        if self.pipeline.breaker.check().is_ok() {
+            return Ok(());
+        }
+        let breaker = &self.pipeline.breaker;
+        let Some(cause) = breaker.half_open() else { return Err(breaker.error()) };
+        let repaired = match cause {
+            DegradedCause::Corruption => Err(breaker.error()),
+            _ => self.repair(own_jobs),
+        };
+        match repaired {
+            Ok(()) => {
+                breaker.close();
+                self.look_at_free_space();
+                self.measure_pressure();
+                self.work.wake();
+                self.work.wake_log_thread();
+                Ok(())
+            }
+            Err(error) => {
+                breaker.reopen();
+                Err(error)
+            }
+        }
+    }
+
+    fn repair(&self, own_jobs: usize) -> Result<()> {
+        self.wait_idle(own_jobs);
+        let cut = loop {
+            let drained = {
+                let _commit = self.pipeline.lock();
+                self.pipeline.ring.drain()
+            };
+            match drained {
+                Some(cut) => break cut,
+                None => self.runtime.yield_now(),
+            }
+        };
+        let trees = self.trees.load_full();
+        let mut rescued = Vec::new();
+        for tree in trees.iter().filter(|tree| tree.check_live().is_ok()) {
+            rescued.push((tree.clone(), self.rescue(tree, cut)?));
+        }
+        self.install_rescued(cut, rescued)
+    }
+
+    /// Writes what the memtables of a keyspace hold up to `cut` as tables.
+    fn rescue(&self, tree: &Tree, cut: SeqNo) -> Result<Vec<Added<Table>>> {
+        let view = tree.view_arc();
+        let frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
+        let memtables = std::iter::once(&view.active).chain(frozen);
+        let cuts = flush_cuts(&view.version, &self.limits);
+        let (boundaries, operator) = (self.snapshots.boundaries(), tree.operator().cloned());
+        let facts = self
+            .with_output(0, |output| flush(memtables, cut, boundaries, operator, cuts, output))?;
+        self.sync_tables(&facts)?;
+        self.open_tables(0, self.next_run(), facts)
+    }
+
+    fn install_rescued(
+        &self,
+        cut: SeqNo,
+        rescued: Vec<(Arc<Tree>, Vec<Added<Table>>)>,
+    ) -> Result<()> {
+        let mut catalog = self.catalog.lock();
+        let logs = &self.pipeline.logs;
+        let first_lsn = logs.capacity_end();
+        let spare = match logs.take_spare() {
+            Some(spare) => spare,
+            None => logs.create_spare(self.take_file_number(), 0)?,
+        };
+        let mut edit = Edit {
+            replay_from: Some(first_lsn),
+            replay_log: Some(spare.number),
+            next_file: Some(FileNumber(self.next_file().0 + 1).max(catalog.file_lease())),
+            ..Edit::default()
+        };
+        for (tree, added) in &rescued {
+            edit.flushed_upto.push((tree.id, cut));
+            edit.tables_added.extend(added.iter().map(|(level, run, table)| TableAdded {
+                keyspace: tree.id,
+                level: *level,
+                run: *run,
+                facts: table.facts().clone(),
+            }));
+        }
+        // A drop whose edit failed is carried out now: its handles have been dead since.
+        let alive = |id| rescued.iter().any(|(tree, _)| tree.id == id);
+        let state = catalog.state();
+        let lost = state.keyspaces().map(|keyspace| keyspace.facts.id).filter(|id| !alive(*id));
+        edit.keyspaces_dropped = lost.collect();
+        catalog.restart(&edit, self.take_file_number())?;
+        self.note_file_lease(&catalog);
+
+        let cursor = logs.begin(spare, first_lsn)?;
+        {
+            let mut commit = self.pipeline.lock();
+            for (tree, added) in rescued {
+                let view = tree.view_arc();
+                let version = self.apply(&view.version, added, &[])?;
+                let active = Arc::new(Memtable::new(&self.pool));
+                commit.replace_active(tree.slot, active.clone());
+                tree.replace_view(View { active, frozen: Vec::new(), version });
+            }
+            commit.restart(cursor);
+            let last_seqno = SeqNo(commit.next_seqno().0 - 1);
+            self.pipeline.ring.reset(last_seqno, first_lsn);
+        }
+        self.pipeline.syncer.reset(first_lsn);
+        for number in logs.abandon_older() {
+            catalog.retire(FileKind::Log.path(&self.dir, number));
+        }
+        let live: Vec<_> =
+            self.trees.load().iter().filter(|tree| tree.check_live().is_ok()).cloned().collect();
+        self.trees.store(Arc::new(live));
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! The model test: long random sequences of every verb over several keyspaces, each answer compared
+//! with a map's. Limits are so small that flush, compaction, log and manifest rotation happen all
+//! the time.
+//!
+//! - `operation`: what a sequence does. `run`: the engine beside the model.
+//!
+//! `ESKER_SEQUENCES=100000 cargo test --release --all-features --test it model::` runs more of them;
+//! `ESKER_SEED` runs exactly one. A sequence that fails is made shorter before it is shown.
+
+mod operation;
+mod run;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use esker::{Compression, Durability, Filter, Options, ReadMode};
+use fastrand::Rng;
+
+use operation::{Draw, Operation};
+use run::{Failure, Setting, Tally};
+
+/// Operations of a sequence, on average.
+const OPERATION_COUNT: usize = 160;
+/// A failing sequence is shortened for at most so long.
+const SHORTENING: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Threads {
+    Real,
+    Stepped,
+}
+
+#[test]
+fn with_threads() {
+    test("with_threads", Threads::Real, 1_000);
+}
+
+#[test]
+fn with_stepper() {
+    test("with_stepper", Threads::Stepped, 1_000);
+}
+
+fn test(name: &str, threads: Threads, default_count: u64) {
+    if let Some(seed) = number("ESKER_SEED") {
+        check(name, threads, seed);
+        return;
+    }
+    let count = number("ESKER_SEQUENCES").unwrap_or(default_count);
+    let began = Instant::now();
+    let mut tally = Tally::default();
+    (0..count).for_each(|seed| tally += check(name, threads, seed));
+    println!("{name}: {count} sequences in {:.1?}: {tally:?}", began.elapsed());
+    // Or the limits are not tiny any more, and this tests memtables only.
+    assert!(tally.compactions > 2 * count && tally.flushes > 4 * count, "{tally:?}");
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
+}
+
+fn options(rng: &mut Rng) -> Options {
+    let mut options = Options::tiny();
+    options.filter = match rng.u8(..3) {
+        0 => Filter::None,
+        1 => Filter::Bloom { bits_per_key: rng.u8(4..16) },
+        _ => Filter::BinaryFuse8,
+    };
+    options.read_mode = if rng.bool() { ReadMode::Mapped } else { ReadMode::Pread };
+    options.compression = if rng.bool() { Compression::None } else { Compression::Lz4 };
+    options.durability = if rng.u8(..4) > 0 { Durability::Process } else { Durability::Disk };
+    options.sync_interval = (rng.u8(..4) == 0).then_some(Duration::from_millis(1));
+    options.threads = rng.usize(1..4);
+    options
+}
+
+/// Runs the sequence of this seed.
+fn check(name: &str, threads: Threads, seed: u64) -> Tally {
+    let mut draw = Draw::new(seed);
+    let options = options(&mut draw.rng);
+    let stepper = (threads == Threads::Stepped).then(|| draw.rng.u64(..));
+    let setting = Setting { options, stepper };
+    let count = draw.rng.usize(OPERATION_COUNT / 2..OPERATION_COUNT * 3 / 2);
+    let operations = draw.operations(count);
+    let (failure, at) = match attempt(&setting, &operations) {
+        Ok(tally) => return tally,
+        Err(failed) => failed,
+    };
+
+    eprintln!("{name}: seed {seed} fails at operation {at}: {}\nshortening it", failure.0);
+    let (shorter, last) = shorten(&setting, operations[..at.min(count)].to_vec());
+    let mut trace = String::new();
+    for operation in &shorter {
+        trace.push_str(&format!("  {operation:?}\n"));
+    }
+    let failure = last.unwrap_or(failure).0;
+    panic!(
+        "seed {seed} fails: {failure}\n{setting:?}\nthe operations that lead there, then a check \
+         of everything:\n{trace}run it again with\n  ESKER_SEED={seed} cargo test --all-features \
+         --test it model::{name}\n"
+    );
+}
+
+/// Runs the operations; if they fail, says how, and how many were begun.
+fn attempt(setting: &Setting, operations: &[Operation]) -> Result<Tally, (Failure, usize)> {
+    let mut begun_count = 0;
+    let run = || run::run(setting, operations, |index| begun_count = index + 1);
+    let failure = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(tally)) => return Ok(tally),
+        Ok(Err(failure)) => failure,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or(panic.downcast_ref::<&str>().map(|text| text.to_string()));
+            Failure(format!("panic: {}", text.unwrap_or_default()))
+        }
+    };
+    Err((failure, begun_count))
+}
+
+/// Takes operations away as long as the rest still fails.
+fn shorten(setting: &Setting, mut operations: Vec<Operation>) -> (Vec<Operation>, Option<Failure>) {
+    let began = Instant::now();
+    // With real threads a failure may need luck.
+    let tries = if setting.stepper.is_some() { 1 } else { 3 };
+    let fails =
+        |operations: &[Operation]| (0..tries).find_map(|_| attempt(setting, operations).err());
+    let mut last = None;
+    let mut chunk = operations.len().div_ceil(2);
+    while chunk > 0 {
+        let mut from = 0;
+        while from < operations.len() {
+            if began.elapsed() > SHORTENING {
+                return (operations, last);
+            }
+            let mut fewer = operations.clone();
+            fewer.drain(from..(from + chunk).min(operations.len()));
+            match fails(&fewer) {
+                Some((failure, at)) => {
+                    fewer.truncate(at);
+                    operations = fewer;
+                    last = Some(failure);
+                }
+                None => from += chunk,
+            }
+        }
+        chunk /= 2;
+    }
+    (operations, last)
+}
