@@ -1,7 +1,9 @@
 //! Crash safety: every call to the file system as the last one.
 
+mod damage;
 mod enumerate;
 mod faults;
+mod golden;
 mod oracle;
 mod sabotage;
 mod workload;

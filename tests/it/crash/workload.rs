@@ -17,7 +17,7 @@ use esker::fs::Fs;
 use esker::fs::sim::{Image, Phase, SimFs};
 use esker::runtime::{Priority, Runtime, yield_point};
 use esker::{
-    Append, Compression, Counter, Db, Durability, Error, Filter, Keyspace, KeyspaceOptions,
+    Append, BreakerState, Compression, Counter, Db, Durability, Error, Filter, Keyspace, KeyspaceOptions,
     Options, ReadMode, Ticket,
 };
 
@@ -212,6 +212,8 @@ struct User {
     handles: BTreeMap<String, Keyspace>,
     tickets: VecDeque<(usize, Durability, Ticket)>,
     errors: Vec<String>,
+    /// There was one in this session.
+    failed: bool,
     serial: u64,
 }
 
@@ -262,6 +264,7 @@ impl Workload {
             handles: BTreeMap::new(),
             tickets: VecDeque::new(),
             errors: Vec::new(),
+            failed: false,
             serial: 0,
         };
         user.run();
@@ -311,6 +314,7 @@ impl User {
             self.settle_unknown(&db);
         }
         self.db = Some(db);
+        self.failed = false;
         // What was found is in tables now.
         let begun = self.watch.bounds().begun;
         self.watch.acknowledge(begun, Durability::Disk, "open");
@@ -344,7 +348,7 @@ impl User {
         self.handles.clear();
         let Some(db) = self.db.take() else { return };
         if clean {
-            let begun = self.watch.bounds().begun;
+            let begun = self.all_so_far();
             let closed = db.close();
             if self.note("close", closed).is_some() {
                 self.watch.acknowledge(begun, Durability::Disk, "close");
@@ -361,11 +365,14 @@ impl User {
             Ok(value) => Some(value),
             Err(error) => {
                 let text = format!("{what}: {:?}: {error}", error.kind());
-                if text.contains("over the limit") {
+                if text.contains("over the limit") || text.contains("is the most with") {
                     return None; // Refused before it took a place.
                 }
                 assert!(self.workload.faulty, "seed {}: {text}", self.workload.seed);
-                self.errors.push(text);
+                self.failed = true;
+                if self.errors.last() != Some(&text) {
+                    self.errors.push(text);
+                }
                 None
             }
         }
@@ -581,8 +588,14 @@ impl User {
         }
     }
 
+    /// The last step that a sync or a flush covers. After an error some may be unknown.
+    fn all_so_far(&self) -> usize {
+        let bounds = self.watch.bounds();
+        if self.failed { bounds.kill } else { bounds.begun }
+    }
+
     fn sync(&mut self) {
-        let begun = self.watch.bounds().begun;
+        let begun = self.all_so_far();
         let synced = self.db().sync();
         if self.note("sync", synced).is_some() {
             self.watch.acknowledge(begun, Durability::Disk, "sync");
@@ -593,6 +606,16 @@ impl User {
         let name = format!("{}{}", ["p", "c", "a"][self.random.usize(..3)], self.random.u8(..2));
         if self.contents.contains_key(&name) {
             return self.single();
+        }
+        if self.is_refusing() {
+            let created = self.db().keyspace(&name, keyspace_options(&name));
+            if let Some(keyspace) = self.note("create", created) {
+                // Healed meanwhile.
+                let place = self.watch.begin(Step::Create(name.clone()));
+                self.handles.insert(name, keyspace);
+                self.watch.acknowledge(place, Durability::Disk, "create");
+            }
+            return;
         }
         let place = self.watch.begin(Step::Create(name.clone()));
         let created = self.db().keyspace(&name, keyspace_options(&name));
@@ -610,6 +633,15 @@ impl User {
             return self.single();
         }
         let name = names[self.random.usize(..names.len())].clone();
+        if self.is_refusing() {
+            let dropped = self.db().drop_keyspace(&name);
+            if self.note("drop", dropped).is_some() {
+                self.handles.remove(&name);
+                let place = self.watch.begin(Step::Drop(name));
+                self.watch.acknowledge(place, Durability::Disk, "drop");
+            }
+            return;
+        }
         let place = self.watch.begin(Step::Drop(name.clone()));
         let handle = self.handles.remove(&name).expect("one of them");
         let dropped = self.db().drop_keyspace(&name);
@@ -619,6 +651,11 @@ impl User {
         if self.note("drop", dropped).is_some() {
             self.watch.acknowledge(place, Durability::Disk, "drop");
         }
+    }
+
+    /// The breaker is open already: what is begun now takes no place.
+    fn is_refusing(&self) -> bool {
+        self.db().breaker().0 != BreakerState::Closed
     }
 
     /// A full disk heals itself, so what it refused is not unknown: it never took a place.
@@ -631,7 +668,7 @@ impl User {
     }
 
     fn flush(&mut self) {
-        let begun = self.watch.bounds().begun;
+        let begun = self.all_so_far();
         let flushed = self.db().flush();
         if self.note("flush", flushed).is_some() {
             // More than the contract says, but what a flush means.
