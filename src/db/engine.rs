@@ -347,10 +347,6 @@ impl Engine {
             free_bytes: self.work.free_bytes(),
             reserve_bytes: limits.reserve_bytes,
         });
-        if self.pipeline.breaker.check().is_err() {
-            // Nothing will move on until a repair: who is waiting would do so for ever.
-            self.pressure.release();
-        }
         let actives: usize = trees.iter().map(|tree| tree.view().active.bytes()).sum();
         if trees.len() > 1 && actives >= limits.memtable_bytes {
             let largest = trees.iter().max_by_key(|tree| tree.view().active.bytes());

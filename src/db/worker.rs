@@ -160,8 +160,6 @@ impl Engine {
     /// The most urgent job that nobody does yet.
     fn find_job(&self, state: &mut State) -> Option<Job> {
         if let Err(error) = self.pipeline.breaker.check() {
-            // The log opens the breaker by itself: let go of writers that wait for our work.
-            self.pressure.release();
             let full = matches!(error.kind(), ErrorKind::NoSpace);
             return (full && state.running_jobs == 0).then_some(Job::Probe);
         }
