@@ -174,8 +174,9 @@ impl Limits {
 
     fn tiny() -> Limits {
         Limits {
-            memtable_bytes: 512,
-            memtables_bytes_max: 4096,
+            // An empty memtable has 480 bytes, and chunks of entries are 256.
+            memtable_bytes: 1200,
+            memtables_bytes_max: 8192,
             log_bytes: 1024,
             logs_bytes_max: 8192,
             block_bytes: 64,

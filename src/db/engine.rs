@@ -314,12 +314,13 @@ impl Engine {
 
     // Pressure.
 
-    /// Bytes of all memtables, active and frozen, of all keyspaces.
+    /// Bytes of all memtables with entries, active and frozen, of all keyspaces. Those of empty ones
+    /// do not count: no flush gives them back, so writers would wait for that for ever.
     pub fn memtables_bytes(&self) -> usize {
         let bytes = |tree: &Arc<Tree>| {
             let view = tree.view();
             let frozen: usize = view.frozen.iter().map(|frozen| frozen.memtable.bytes()).sum();
-            view.active.bytes() + frozen
+            active_bytes(&view) + frozen
         };
         self.trees.load().iter().map(bytes).sum()
     }
@@ -347,9 +348,9 @@ impl Engine {
             free_bytes: self.work.free_bytes(),
             reserve_bytes: limits.reserve_bytes,
         });
-        let actives: usize = trees.iter().map(|tree| tree.view().active.bytes()).sum();
+        let actives: usize = trees.iter().map(|tree| active_bytes(&tree.view())).sum();
         if trees.len() > 1 && actives >= limits.memtable_bytes {
-            let largest = trees.iter().max_by_key(|tree| tree.view().active.bytes());
+            let largest = trees.iter().max_by_key(|tree| active_bytes(&tree.view()));
             self.freeze_quietly(largest);
         }
         if logs_bytes > limits.logs_bytes_max / 4 {
@@ -450,6 +451,11 @@ impl Engine {
     pub fn deadline(&self, wait: Duration) -> Patience {
         Patience::Until(self.runtime.now() + wait)
     }
+}
+
+/// Bytes of the active memtable, if it has entries.
+fn active_bytes(view: &View) -> usize {
+    if view.active.is_empty() { 0 } else { view.active.bytes() }
 }
 
 #[cold]

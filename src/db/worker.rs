@@ -140,7 +140,14 @@ impl Engine {
         while !state.stopped {
             let Some(job) = self.find_job(&mut state) else {
                 self.work.changed.notify_all();
-                self.work.changed.wait_for(&mut state, PROBE);
+                let timed_out = self.work.changed.wait_for(&mut state, PROBE);
+                if timed_out && self.pressure.allowed().is_some() {
+                    // Writers wait, and no job is due that would ease it: for space on the disk.
+                    drop(state);
+                    self.look_at_free_space();
+                    self.measure_pressure();
+                    state = self.work.state.lock();
+                }
                 continue;
             };
             let claim = state.claim(&job);

@@ -1,12 +1,13 @@
 //! Bugs that other tests found, each in the smallest form: bug, cause, fix.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use esker::fs::fault::{Fault, FaultFs, FaultKind};
 use esker::fs::intercept::Select;
 use esker::fs::sim::SimFs;
 use esker::runtime::{Priority, Runtime, yield_point};
-use esker::{BreakerState, Db, DegradedCause, ErrorKind, Keyspace, KeyspaceOptions, Options};
+use esker::{BreakerState, BusyCause, Db, DegradedCause, ErrorKind, Keyspace, KeyspaceOptions, Options};
 
 fn open(fs: &SimFs) -> Db {
     let fs = Arc::new(fs.clone());
@@ -80,4 +81,47 @@ fn a_failing_manifest_does_not_lock_out_who_settles() {
         assert_eq!(db.breaker(), (BreakerState::Open, cause), "seed {seed}");
         settler.unwrap().join();
     }
+}
+
+/// Bug: in a database of many keyspaces every write waited for ever. Cause: empty memtables counted
+/// as memory that a flush would give back. Fix: they do not make pressure.
+#[test]
+fn many_idle_keyspaces_do_not_stop_writers() {
+    let db = open(&SimFs::new());
+    for i in 0..60 {
+        let keyspace = db.keyspace(&format!("keyspace {i}"), KeyspaceOptions::new()).unwrap();
+        keyspace.put("a", "1").unwrap();
+        assert_eq!(keyspace.get("a").unwrap().unwrap(), *"1");
+    }
+    db.flush().unwrap();
+    db.put("a", "1").unwrap();
+}
+
+/// Bug: writers that waited for space on the disk did so for ever, also once there was some. Cause:
+/// free space was looked at after a job only, and no job was due. Fix: an idle worker looks while
+/// writers wait.
+#[test]
+fn writers_that_wait_for_space_go_on_once_there_is_some() {
+    let fs = SimFs::new();
+    let runtime = Runtime::stepper(1);
+    let mut options = Options::default();
+    options.memory = 1 << 20;
+    let db = Db::open_on(Arc::new(fs.clone()), runtime.clone(), "/db", options).unwrap();
+    db.put("a", "1").unwrap();
+    // Logs have 1 MiB each; half a megabyte is kept for flushes.
+    fs.set_capacity(Some((2 << 20) + (400 << 10)));
+    db.flush().unwrap();
+    let busy = db.try_put("a", "2").unwrap_err();
+    assert!(
+        matches!(busy.kind(), ErrorKind::Busy { cause: BusyCause::DiskSpace, .. }),
+        "{busy}: {}",
+        db.stats()
+    );
+    let writer = db.clone();
+    let writer = runtime.spawn("writer", Priority::Normal, move || writer.put("a", "3").unwrap());
+    runtime.sleep(Duration::from_secs(10));
+    fs.set_capacity(None);
+    writer.unwrap().join();
+    assert_eq!(db.get("a").unwrap().unwrap(), *"3");
+    db.try_put("a", "4").unwrap();
 }
