@@ -139,7 +139,6 @@ impl Engine {
         let mut state = self.work.state.lock();
         while !state.stopped {
             let Some(job) = self.find_job(&mut state) else {
-                self.work.changed.notify_all();
                 let timed_out = self.work.changed.wait_for(&mut state, PROBE);
                 if timed_out && self.pressure.allowed().is_some() {
                     // Writers wait, and no job is due that would ease it: for space on the disk.
