@@ -258,7 +258,7 @@ fn run_workload(open: impl Fn() -> Db, runtime: &Runtime, rounds: u64) {
 fn everything_at_once_on_the_real_file_system() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = Runtime::threads();
-    run_workload(|| Db::open_with(dir.path(), Options::tiny()).unwrap(), &runtime, 20);
+    run_workload(|| Db::open_with(dir.path(), Options::tiny()).unwrap(), &runtime, 100);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn everything_at_once_with_limits_of_a_megabyte() {
 #[test]
 fn everything_at_once_in_seeded_schedules() {
     let number = |name| std::env::var(name).ok().map(|value: String| value.parse().unwrap());
-    let count = number("ESKER_SCHEDULES").unwrap_or(25);
+    let count = number("ESKER_SCHEDULES").unwrap_or(100);
     let seeds = match number("ESKER_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..count,

@@ -7,7 +7,9 @@ use esker::fs::fault::{Fault, FaultFs, FaultKind};
 use esker::fs::intercept::Select;
 use esker::fs::sim::SimFs;
 use esker::runtime::{Priority, Runtime, yield_point};
-use esker::{BreakerState, BusyCause, Db, DegradedCause, ErrorKind, Keyspace, KeyspaceOptions, Options};
+use esker::{
+    BreakerState, BusyCause, Db, DegradedCause, ErrorKind, Keyspace, KeyspaceOptions, Options,
+};
 
 fn open(fs: &SimFs) -> Db {
     let fs = Arc::new(fs.clone());
