@@ -278,7 +278,7 @@ impl Engine {
     #[inline]
     pub fn charge(&self, user_bytes: u64, patience: Patience) {
         self.totals.user_bytes.fetch_add(user_bytes, Ordering::Relaxed);
-        self.pressure.pay(user_bytes, patience);
+        self.pressure.pay(user_bytes, patience, || self.pipeline.breaker.check().is_err());
     }
 
     /// # Errors
@@ -347,10 +347,6 @@ impl Engine {
             free_bytes: self.work.free_bytes(),
             reserve_bytes: limits.reserve_bytes,
         });
-        if self.pipeline.breaker.check().is_err() {
-            // Nothing will move on until a repair: who is waiting would do so for ever.
-            self.pressure.release();
-        }
         let actives: usize = trees.iter().map(|tree| tree.view().active.bytes()).sum();
         if trees.len() > 1 && actives >= limits.memtable_bytes {
             let largest = trees.iter().max_by_key(|tree| tree.view().active.bytes());
@@ -431,7 +427,6 @@ impl Engine {
             _ => cause,
         };
         self.pipeline.breaker.open(cause, error);
-        self.pressure.release();
         self.work.wake();
     }
 

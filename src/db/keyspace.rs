@@ -385,6 +385,8 @@ impl Engine {
         let rest: Vec<_> = trees.iter().filter(|other| other.id != tree.id).cloned().collect();
         self.trees.store(Arc::new(rest));
         drop(catalog);
+        // Who waits for its flush waits in vain.
+        self.work.wake();
         self.remove_obsolete();
         self.measure_pressure();
         Ok(())

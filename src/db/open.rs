@@ -107,11 +107,18 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
             || file::parse_name(name).is_some()
     };
     let has_current = names.iter().any(|name| name == file::CURRENT);
+    // What is left of a database without CURRENT is for the manifest's reader to judge.
+    let left = |name: &String| name == file::CURRENT || file::parse_name(name).is_some();
+    if !create && !names.iter().any(left) {
+        return Err(no_database(dir));
+    }
     match names.iter().find(|name| !ours(name)) {
         Some(foreign) if !has_current => Err(Error::invalid(format!(
             "{} is not a database of esker: it has a file {foreign:?}; choose an empty directory",
             dir.display()
         ))),
+        // Before the lock file is made: a directory without a database stays as it is.
+        _ if !has_current && !create => Err(no_database(dir)),
         _ => Ok(()),
     }
 }

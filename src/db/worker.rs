@@ -160,8 +160,6 @@ impl Engine {
     /// The most urgent job that nobody does yet.
     fn find_job(&self, state: &mut State) -> Option<Job> {
         if let Err(error) = self.pipeline.breaker.check() {
-            // The log opens the breaker by itself: let go of writers that wait for our work.
-            self.pressure.release();
             let full = matches!(error.kind(), ErrorKind::NoSpace);
             return (full && state.running_jobs == 0).then_some(Job::Probe);
         }
@@ -185,7 +183,13 @@ impl Engine {
         }
         // Without a settler, files wait for the next edit: a record of its own is an fsync.
         let idle = state.running_jobs == 0;
-        (state.settling > 0 && idle && self.catalog.lock().has_obsolete()).then_some(Job::Clean)
+        (state.settling > 0 && idle && self.may_have_obsolete()).then_some(Job::Clean)
+    }
+
+    /// True if files wait for removal, or if that cannot be seen now: who fails under the catalog's
+    /// lock takes that of the work, so it is only tried here.
+    fn may_have_obsolete(&self) -> bool {
+        self.catalog.try_lock().is_none_or(|catalog| catalog.has_obsolete())
     }
 
     fn run_job(&self, job: &Job) -> Result<()> {
@@ -271,11 +275,12 @@ impl Engine {
     /// Waits until no memtable of `tree` is frozen.
     ///
     /// # Errors
-    /// If the breaker opens meanwhile.
+    /// If the breaker opens or the keyspace is dropped meanwhile.
     pub fn wait_flushed(&self, tree: &Tree) -> Result<()> {
         let mut state = self.work.state.lock();
         while !tree.view().frozen.is_empty() {
             self.pipeline.breaker.check()?;
+            tree.check_live()?;
             if state.stopped {
                 return Err(crate::write::commit::closed_error());
             }

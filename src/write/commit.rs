@@ -61,6 +61,9 @@ pub(crate) struct CommitState {
     /// Numbers up to this one, inclusive, may be given out.
     lease_end: SeqNo,
     cursor: LogCursor,
+    /// Where the last commit's record ends. Marks and end records may follow it: they are not
+    /// published, so nobody may wait for a position after them.
+    commits_end: Lsn,
     /// By [`Tree::slot`]; `None` once the keyspace is dropped.
     actives: Vec<Option<Active>>,
     closed: bool,
@@ -75,8 +78,9 @@ struct Active {
 impl Pipeline {
     pub fn new(logs: Logs, cursor: LogCursor, next_seqno: SeqNo, lease_end: SeqNo) -> Pipeline {
         let lsn = cursor.lsn();
+        let actives = Vec::new();
         let state =
-            CommitState { next_seqno, lease_end, cursor, actives: Vec::new(), closed: false };
+            CommitState { next_seqno, lease_end, cursor, commits_end: lsn, actives, closed: false };
         Pipeline {
             state: Mutex::new(state),
             ring: Ring::new(SeqNo(next_seqno.0 - 1), lsn),
@@ -120,6 +124,7 @@ impl Pipeline {
         let place = self.ring.push(last_seqno, end_lsn).expect("room was made");
         let reserved = state.cursor.reserve(record_bytes);
         state.next_seqno = SeqNo(last_seqno.0 + 1);
+        state.commits_end = end_lsn;
 
         let memtables = trees.iter().map(|tree| state.choose(tree.slot, reserved.lsn)).collect();
         let header = RecordHeader {
@@ -254,6 +259,7 @@ impl CommitState {
 
     /// Goes on in another log, after a failure. Nothing is under way and nothing pins the old one.
     pub fn restart(&mut self, cursor: LogCursor) {
+        self.commits_end = cursor.lsn();
         self.cursor = cursor;
     }
 
@@ -314,7 +320,7 @@ impl CommitState {
         fresh: Arc<Memtable>,
         only: Option<&Arc<Memtable>>,
     ) -> bool {
-        let (end_lsn, last_seqno) = (self.cursor.lsn(), SeqNo(self.next_seqno.0 - 1));
+        let (end_lsn, last_seqno) = (self.commits_end, SeqNo(self.next_seqno.0 - 1));
         let Some(active) = self.actives[tree.slot].as_mut() else { return false };
         if only.is_some_and(|only| !Arc::ptr_eq(only, &active.memtable)) {
             return false;

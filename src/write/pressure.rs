@@ -250,16 +250,17 @@ impl Pressure {
         }
     }
 
-    /// After a commit of `bytes`: charges it and waits until it is paid for.
+    /// After a commit of `bytes`: charges it and waits until it is paid for, or until `is_broken`:
+    /// while writes are refused nothing eases the pressure.
     #[inline]
-    pub fn pay(&self, bytes: u64, patience: Patience) {
+    pub fn pay(&self, bytes: u64, patience: Patience, is_broken: impl Fn() -> bool) {
         if self.rate.load(Ordering::Relaxed) != UNLIMITED {
-            self.pay_limited(bytes, patience);
+            self.pay_limited(bytes, patience, &is_broken);
         }
     }
 
     #[cold]
-    fn pay_limited(&self, bytes: u64, patience: Patience) {
+    fn pay_limited(&self, bytes: u64, patience: Patience, is_broken: &dyn Fn() -> bool) {
         let rate = self.rate.load(Ordering::Relaxed).max(1);
         // At most a second for one commit: at rate 0 the wait below does the rest.
         let cost_ns = ((bytes as f64 / rate as f64) * 1e9).min(1e9) as u64;
@@ -278,7 +279,8 @@ impl Pressure {
             if let Patience::Until(deadline) = patience {
                 owed = owed.min(deadline.saturating_sub(now));
             }
-            if owed.is_zero() || state.stopped || matches!(patience, Patience::None) {
+            let may_not_wait = matches!(patience, Patience::None);
+            if owed.is_zero() || state.stopped || may_not_wait || is_broken() {
                 break;
             }
             self.eased.wait_for(&mut state, owed.min(SLEEP_MAX));
@@ -286,13 +288,6 @@ impl Pressure {
         let stall = &mut state.stalls[usize::from(cause)];
         stall.count += 1;
         stall.time += self.runtime.now().saturating_sub(began);
-    }
-
-    /// Lets waiting writers go, until the next update: writes are refused anyway.
-    pub fn release(&self) {
-        let _state = self.state.lock();
-        self.rate.store(UNLIMITED, Ordering::Relaxed);
-        self.eased.notify_all();
     }
 
     /// Lets every waiting writer go: the database closes.
@@ -372,7 +367,9 @@ mod tests {
         ));
         assert!(pressure.admit(Patience::Wait).is_ok());
         // Returns although the rate is 0, because it may not wait.
-        pressure.pay(100, Patience::None);
+        pressure.pay(100, Patience::None, || false);
+        // And because nothing would ease it.
+        pressure.pay(100, Patience::Wait, || true);
         pressure.update(&calm());
         assert!(pressure.admit(Patience::None).is_ok());
     }

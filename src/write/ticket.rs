@@ -1,5 +1,6 @@
 //! The handle of an asynchronous commit.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -57,6 +58,12 @@ impl Ticket {
             Durability::Disk => self.pipeline.syncer.durable() >= self.place.end_lsn,
         };
         (published && durable) || self.pipeline.breaker.check().is_err()
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ticket({:?}, done: {})", self.durability, self.is_done())
     }
 }
 

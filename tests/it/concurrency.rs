@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use esker::fs::sim::{Phase, SimFs, Survival};
-use esker::runtime::{Priority, Runtime, yield_point};
+use esker::runtime::{Condvar, Mutex, Priority, Runtime, yield_point};
 use esker::{
     Append, Counter, Db, Durability, ErrorKind, Keyspace, KeyspaceOptions, MergeError,
     MergeOperator, Merged, Options, Slice, Ticket,
@@ -34,15 +34,43 @@ struct Workload {
     rounds: u64,
     /// Acknowledged increments.
     incremented: AtomicU64,
-    over: AtomicBool,
+    pace: Pace,
 }
 
-/// Ends the other threads, also when this one panics.
-struct EndsAll<'a>(&'a AtomicBool);
+/// Lets the threads that look do so once after each step of those that write: more would only
+/// take the processor from the background threads, which have the lowest priority.
+#[derive(Default)]
+struct Pace {
+    /// Steps so far; `u64::MAX` once the writers have ended.
+    steps: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Pace {
+    fn step(&self) {
+        let mut steps = self.steps.lock();
+        *steps = steps.saturating_add(1);
+        self.changed.notify_all();
+    }
+
+    /// Waits until there was a step since the last call with this `seen`. False after the last.
+    fn follow(&self, seen: &mut u64) -> bool {
+        let mut steps = self.steps.lock();
+        while *steps == *seen && *steps != u64::MAX {
+            self.changed.wait(&mut steps);
+        }
+        *seen = *steps;
+        *steps != u64::MAX
+    }
+}
+
+/// Ends the threads that look, also when this one panics.
+struct EndsAll<'a>(&'a Pace);
 
 impl Drop for EndsAll<'_> {
     fn drop(&mut self) {
-        self.0.store(true, SeqCst);
+        *self.0.steps.lock() = u64::MAX;
+        self.0.changed.notify_all();
     }
 }
 
@@ -85,6 +113,7 @@ impl Workload {
             self.counters.merge("sum", 1).unwrap();
             self.counters.merge(format!("sum {}", round % 7), 1).unwrap();
             self.incremented.fetch_add(1, SeqCst);
+            self.pace.step();
             yield_point();
         }
     }
@@ -93,7 +122,8 @@ impl Workload {
     fn read(&self) {
         let mut seen = [0; WRITER_COUNT];
         let mut sum = 0;
-        while !self.over.load(SeqCst) {
+        let mut step = 0;
+        while self.pace.follow(&mut step) {
             for (writer, seen) in seen.iter_mut().enumerate() {
                 let mine = format!("own {writer}");
                 let read = self.db.get_with(&mine, |value| parse(&mine, value)).unwrap();
@@ -106,19 +136,18 @@ impl Workload {
             let read = read.unwrap().unwrap_or(0);
             assert!(read >= sum && read >= acknowledged, "{read} after {sum}, {acknowledged}");
             sum = read;
-            yield_point();
         }
     }
 
     /// Never sees a part of a batch.
     fn scan(&self, backward: bool) {
         let stamps = |entries: Vec<(Slice, Slice)>| {
-            let stamps = entries.iter().map(|(key, value)| {
-                parse(std::str::from_utf8(key).unwrap(), value)
-            });
+            let stamps =
+                entries.iter().map(|(key, value)| parse(std::str::from_utf8(key).unwrap(), value));
             stamps.collect::<Vec<_>>()
         };
-        while !self.over.load(SeqCst) {
+        let mut step = 0;
+        while self.pace.follow(&mut step) {
             let snapshot = self.db.snapshot();
             let mut both = Vec::new();
             let second = snapshot.keyspace(&self.second).unwrap();
@@ -139,13 +168,13 @@ impl Workload {
             let values = values.iter().zip(&keys);
             let now: Vec<_> = values.map(|(v, key)| v.as_ref().map(|v| parse(key, v))).collect();
             assert!(now.windows(2).all(|pair| pair[0] == pair[1]), "{now:?}");
-            yield_point();
         }
     }
 
     /// A snapshot shows the same for as long as it is held.
     fn hold_snapshots(&self) {
-        while !self.over.load(SeqCst) {
+        let mut step = 0;
+        while self.pace.follow(&mut step) {
             let snapshot = self.db.snapshot();
             let look = || {
                 let mut all = BTreeMap::new();
@@ -157,21 +186,21 @@ impl Workload {
                 all
             };
             let first = look();
-            for _ in 0..10 {
-                yield_point();
+            for _ in 0..5 {
+                self.pace.follow(&mut step);
                 assert_eq!(look(), first);
             }
         }
     }
 
     fn upkeep(&self) {
-        while !self.over.load(SeqCst) {
+        let mut step = 0;
+        while self.pace.follow(&mut step) {
             self.second.flush().unwrap();
             self.counters.compact_range::<&str>(..).unwrap();
             self.db.compact_range("own".."stamped 3").unwrap();
             self.db.flush().unwrap();
             self.db.settle().unwrap();
-            yield_point();
         }
     }
 
@@ -193,8 +222,8 @@ impl Workload {
 fn run_workload(open: impl Fn() -> Db, runtime: &Runtime, rounds: u64) {
     let workload = |db: Db| {
         let second = db.keyspace("second", KeyspaceOptions::new()).unwrap();
-        let (incremented, over) = (AtomicU64::new(0), AtomicBool::new(false));
-        Arc::new(Workload { second, counters: counters(&db), db, rounds, incremented, over })
+        let (incremented, pace) = (AtomicU64::new(0), Pace::default());
+        Arc::new(Workload { second, counters: counters(&db), db, rounds, incremented, pace })
     };
     let shared = workload(open());
     let spawn = |name: &str, work: Box<dyn FnOnce(&Workload) + Send>| {
@@ -202,8 +231,8 @@ fn run_workload(open: impl Fn() -> Db, runtime: &Runtime, rounds: u64) {
         runtime.spawn(name, Priority::Normal, move || work(&shared)).unwrap()
     };
     {
-        let _ends = EndsAll(&shared.over);
-        let mut others = vec![
+        let ends = EndsAll(&shared.pace);
+        let others = [
             spawn("reader", Box::new(Workload::read)),
             spawn("scanner", Box::new(|workload| workload.scan(false))),
             spawn("reverse", Box::new(|workload| workload.scan(true))),
@@ -214,8 +243,8 @@ fn run_workload(open: impl Fn() -> Db, runtime: &Runtime, rounds: u64) {
             .map(|writer| spawn("writer", Box::new(move |workload| workload.write(writer))))
             .collect();
         writers.into_iter().for_each(|task| task.join());
-        shared.over.store(true, SeqCst);
-        others.drain(..).for_each(|task| task.join());
+        drop(ends);
+        others.into_iter().for_each(|task| task.join());
     }
     shared.check_end();
     drop(Arc::into_inner(shared).expect("every thread has ended"));
@@ -358,6 +387,15 @@ fn tickets_are_awaited_without_a_runtime() {
     block_on(ticket).0.unwrap();
 }
 
+/// Ends the writers, also when this thread panics.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 #[test]
 fn what_eight_threads_were_told_is_durable_survives_power_loss() {
     let fs = SimFs::new();
@@ -380,7 +418,7 @@ fn what_eight_threads_were_told_is_durable_survives_power_loss() {
                 }
             });
         }
-        let _ends = EndsAll(&over);
+        let _ends = Over(&over);
         for _ in 0..40 {
             thread::yield_now();
             let promised: Vec<u64> = acknowledged.iter().map(|count| count.load(SeqCst)).collect();
@@ -402,7 +440,7 @@ fn what_eight_threads_were_told_is_durable_survives_power_loss() {
 fn writers_that_race_a_drop_get_closed_and_nothing_else() {
     let fs = SimFs::new();
     let db = open_sim(&fs);
-    for round in 0..30 {
+    for round in 0..200 {
         let passing = db.keyspace("passing", KeyspaceOptions::new().merge(Append)).unwrap();
         let start = Barrier::new(4);
         thread::scope(|scope| {

@@ -1,5 +1,7 @@
 //! Integration tests, one binary: a module for each subject.
 
+#[cfg(feature = "testing")]
+mod bad_input;
 #[cfg(feature = "cli")]
 mod cli;
 #[cfg(feature = "testing")]

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use esker::fs::fault::{Fault, FaultFs, FaultKind};
+use esker::fs::intercept::Select;
 use esker::fs::sim::SimFs;
-use esker::runtime::Runtime;
-use esker::{Db, ErrorKind, KeyspaceOptions, Options};
+use esker::runtime::{Priority, Runtime, yield_point};
+use esker::{BreakerState, Db, DegradedCause, ErrorKind, Keyspace, KeyspaceOptions, Options};
 
 fn open(fs: &SimFs) -> Db {
     let fs = Arc::new(fs.clone());
@@ -29,4 +31,53 @@ fn a_refused_batch_leaves_the_lease_ahead_of_the_numbers() {
     db.close().unwrap();
     let db = open(&fs);
     assert_eq!(db.get("a").unwrap().unwrap(), *"1");
+}
+
+/// Bug: a flush never ended, and the syncer synced without end. Cause: the flush waited until the
+/// log was durable up to its very end, where a sync mark or an end record lay; those are not
+/// commits, so that position is never published and no sync ever reaches it. Fix: wait up to the
+/// end of the last commit.
+#[test]
+fn a_flush_does_not_wait_for_a_mark_in_the_log() {
+    let fs = SimFs::new();
+    let db = open(&fs);
+    let other = db.keyspace("other", KeyspaceOptions::new()).unwrap();
+    // Something older that stays in memory, so that the flush has to sync the log.
+    other.put("a", "1").unwrap();
+    db.put("b", "2").unwrap();
+    db.sync().unwrap();
+    let (ended, end) = std::sync::mpsc::channel();
+    let flushing = db.clone();
+    let flush = std::thread::spawn(move || ended.send(Keyspace::flush(&flushing)).unwrap());
+    let flushed = end.recv_timeout(std::time::Duration::from_secs(60));
+    flushed.expect("the flush ends").unwrap();
+    flush.join().unwrap();
+}
+
+/// Bug: a manifest that could not be written while somebody settled stopped the database for ever.
+/// Cause: the search for a job took the catalog's lock under that of the work, and a failure under
+/// the catalog's lock wakes the workers. Fix: the search only tries the lock.
+#[test]
+fn a_failing_manifest_does_not_lock_out_who_settles() {
+    for seed in 0..40 {
+        let sim = SimFs::new();
+        sim.on_call(Arc::new(|_, _, _| yield_point()));
+        let fs = FaultFs::over_sim(sim);
+        let runtime = Runtime::stepper(seed);
+        let db = Db::open_on(Arc::new(fs.clone()), runtime.clone(), "/db", Options::tiny());
+        let db = db.unwrap();
+        let settled = db.clone();
+        let settler = runtime.spawn("settler", Priority::Normal, move || {
+            while settled.settle().is_ok() {
+                yield_point();
+            }
+        });
+        fs.arm(Fault::new(FaultKind::Io).on(Select::all().name("sync").file("manifest")).nth(2));
+        while db.keyspace("passing", KeyspaceOptions::new()).is_ok() {
+            let Ok(()) = db.drop_keyspace("passing") else { break };
+        }
+        let cause = Some(DegradedCause::Manifest);
+        assert_eq!(db.breaker(), (BreakerState::Open, cause), "seed {seed}");
+        settler.unwrap().join();
+    }
 }

@@ -37,7 +37,12 @@ fn run(actions: usize, fault: Option<Fault>) -> (Run, u64) {
 }
 
 /// Runs with a fault; says what went wrong, or `None` if the fault did not fit its call.
-fn check(actions: usize, kind: FaultKind, call: u64, left: Survival) -> Result<Option<bool>, String> {
+fn check(
+    actions: usize,
+    kind: FaultKind,
+    call: u64,
+    left: Survival,
+) -> Result<Option<bool>, String> {
     let fault = Fault::new(kind).nth(call).leaving(left);
     let (sender, receiver) = mpsc::channel();
     // In a thread of its own, so that a hang is seen.
@@ -51,7 +56,9 @@ fn check(actions: usize, kind: FaultKind, call: u64, left: Survival) -> Result<O
         return Ok(None);
     }
     for error in &run.errors {
-        let typed = ["Degraded", "NoSpace", "Io(", "Corruption", "Closed"].iter().any(|k| error.contains(k));
+        let typed = ["Degraded", "NoSpace", "Io(", "Corruption", "Closed"]
+            .iter()
+            .any(|k| error.contains(k));
         if !typed {
             return Err(format!("an error without a fitting kind: {error}"));
         }
@@ -71,11 +78,15 @@ fn check(actions: usize, kind: FaultKind, call: u64, left: Survival) -> Result<O
     }
     for (end, disk, lo) in ends {
         let again = disk.snapshot();
-        let print = recover(&disk, Reading::Gets)
-            .map_err(|text| format!("{end}: {text}\n{}", run.errors[..run.errors.len().min(6)].join("\n")))?;
+        let print = recover(&disk, Reading::Gets).map_err(|text| {
+            format!("{end}: {text}\n{}", run.errors[..run.errors.len().min(6)].join("\n"))
+        })?;
         if !run.oracle.admits(print, lo, begun) {
             let found = found_on(&again.kill())?;
-            let (text, errors) = (run.oracle.explain(&found, lo, begun), run.errors[..run.errors.len().min(6)].join("\n"));
+            let (text, errors) = (
+                run.oracle.explain(&found, lo, begun),
+                run.errors[..run.errors.len().min(6)].join("\n"),
+            );
             return Err(format!("{end}: {text}\n{errors}"));
         }
     }
@@ -168,7 +179,10 @@ fn try_case(actions: usize, kind: FaultKind, call: u64, tally: &Mutex<Tally>) {
         Err(text) => {
             counts[2] += 1;
             let short: String = text.chars().filter(|c| !c.is_ascii_digit()).take(90).collect();
-            tally.failures.entry(short).or_insert(format!("ESKER_FAULT_CASE={kind:?}:{call}: {text}"));
+            tally
+                .failures
+                .entry(short)
+                .or_insert(format!("ESKER_FAULT_CASE={kind:?}:{call}: {text}"));
         }
     }
 }

@@ -17,8 +17,8 @@ use esker::fs::Fs;
 use esker::fs::sim::{Image, Phase, SimFs};
 use esker::runtime::{Priority, Runtime, yield_point};
 use esker::{
-    Append, BreakerState, Compression, Counter, Db, Durability, Error, Filter, Keyspace, KeyspaceOptions,
-    Options, ReadMode, Ticket,
+    Append, BreakerState, Compression, Counter, Db, Durability, Error, Filter, Keyspace,
+    KeyspaceOptions, Options, ReadMode, Ticket,
 };
 
 use crate::crash::oracle::{
