@@ -491,7 +491,7 @@ impl User {
 
     /// One that fits no ordinary log file.
     fn large(&mut self) {
-        let value = [self.value(), vec![b'l'; self.random.usize(800..1700)]].concat();
+        let value = [self.value(), vec![b'l'; self.random.usize(800..6000)]].concat();
         let ops = vec![Op::Put("default".into(), self.key(), value)];
         let mut batch = self.db().batch();
         fill(&mut batch, &self.handles, &ops);
