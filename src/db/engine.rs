@@ -314,8 +314,8 @@ impl Engine {
 
     // Pressure.
 
-    /// Bytes of all memtables with entries, active and frozen, of all keyspaces. Those of empty ones
-    /// do not count: no flush gives them back, so writers would wait for that for ever.
+    /// Bytes of all memtables with entries, active and frozen, of all keyspaces. Empty ones are left
+    /// out: with many keyspaces they would make pressure that no flush can ease.
     pub fn memtables_bytes(&self) -> usize {
         let bytes = |tree: &Arc<Tree>| {
             let view = tree.view();

@@ -73,7 +73,7 @@ pub(crate) fn open(
         None => fresh_state()?,
     };
     let limits = options.limits();
-    let chunk_bytes = (limits.memtable_bytes / 16).clamp(256, 1 << 20);
+    let chunk_bytes = (limits.memtable_bytes / 16).clamp(4 << 10, 1 << 20);
     let pool = ArenaPool::new(chunk_bytes, limits.memtables_bytes_max);
     let mut recovery = Recovery::new(fs, dir, options, limits, pool, &state)?;
     recovery.replay(&state)?;

@@ -30,10 +30,8 @@ use parking_lot::Mutex;
 
 use crate::key::{EntryKind, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// Size of an arena's first chunk, unless those of the pool are smaller.
+/// Size of an arena's first chunk.
 const FIRST_CHUNK_BYTES: usize = 4 << 10;
-/// Chunks of a pool are at least so large. Only tests have such small ones.
-const CHUNK_BYTES_MIN: usize = 256;
 /// Chunks start at a cache line, or at a huge page if they are as large as one.
 const CHUNK_ALIGN: usize = 64;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -54,9 +52,9 @@ impl ArenaPool {
     /// A pool of chunks of `chunk_bytes` each that keeps at most `kept_bytes_max` of them.
     ///
     /// # Panics
-    /// If `chunk_bytes` is not in 256 B..=16 MiB.
+    /// If `chunk_bytes` is not in 4 KiB..=16 MiB.
     pub fn new(chunk_bytes: usize, kept_bytes_max: usize) -> Arc<ArenaPool> {
-        assert!((CHUNK_BYTES_MIN..=16 << 20).contains(&chunk_bytes));
+        assert!((FIRST_CHUNK_BYTES..=16 << 20).contains(&chunk_bytes));
         let kept_max = kept_bytes_max / chunk_bytes;
         Arc::new(ArenaPool { chunk_bytes, kept_max, free: Mutex::new(Vec::new()) })
     }
