@@ -9,10 +9,11 @@
 //!    to the cut; what lies beyond belongs to commits that failed and was never visible.
 //! 3. Begin a new manifest, in one step: the old state, these tables, `flushed_upto` = cut for
 //!    all, and a position to replay from that lies beyond every log there is.
-//! 4. Begin a new log at that position. Replace every view, then let numbers go on beyond all that
+//! 4. Replace every view. Begin a new log at that position, then let numbers go on beyond all that
 //!    were given out, then close the breaker.
 //!
-//! A failure before step 3 is through leaves everything as it was; the breaker opens again.
+//! A failure before step 3 is through leaves everything as it was; one after it leaves nothing in
+//! memory to rescue. The breaker opens again either way.
 
 use std::sync::Arc;
 
@@ -124,7 +125,7 @@ impl Engine {
         catalog.restart(&edit, self.take_file_number())?;
         self.note_file_lease(&catalog);
 
-        let cursor = logs.begin(spare, first_lsn)?;
+        // Before anything else can fail: another attempt must not write the same entries again.
         {
             let mut commit = self.pipeline.lock();
             for (tree, added) in rescued {
@@ -134,6 +135,14 @@ impl Engine {
                 commit.replace_active(tree.slot, active.clone());
                 tree.replace_view(View { active, frozen: Vec::new(), version });
             }
+        }
+        let log = spare.number;
+        let begun = logs.begin(spare, first_lsn);
+        let cursor = begun.inspect_err(|_| {
+            catalog.retire(FileKind::Log.path(&self.dir, log));
+        })?;
+        {
+            let mut commit = self.pipeline.lock();
             commit.restart(cursor);
             let last_seqno = SeqNo(commit.next_seqno().0 - 1);
             self.pipeline.ring.reset(last_seqno, first_lsn);
