@@ -174,8 +174,9 @@ impl Limits {
 
     fn tiny() -> Limits {
         Limits {
-            memtable_bytes: 512,
-            memtables_bytes_max: 4096,
+            // An arena's first chunk takes 4096; this is full after 9 small entries.
+            memtable_bytes: 4700,
+            memtables_bytes_max: 24 << 10,
             log_bytes: 1024,
             logs_bytes_max: 8192,
             block_bytes: 64,

@@ -314,12 +314,14 @@ impl Engine {
 
     // Pressure.
 
-    /// Bytes of all memtables, active and frozen, of all keyspaces.
+    /// Bytes of all memtables with entries, active and frozen, of all keyspaces. Empty ones are left
+    /// out: with many keyspaces they would make pressure that no flush can ease.
     pub fn memtables_bytes(&self) -> usize {
         let bytes = |tree: &Arc<Tree>| {
             let view = tree.view();
             let frozen: usize = view.frozen.iter().map(|frozen| frozen.memtable.bytes()).sum();
-            view.active.bytes() + frozen
+            let active = if view.active.is_empty() { 0 } else { view.active.bytes() };
+            active + frozen
         };
         self.trees.load().iter().map(bytes).sum()
     }

@@ -469,7 +469,9 @@ fn a_real_file_system_that_fills_up_and_one_that_is_read_only() {
                 bytes /= 2;
             }
         }
-        fill_disk.set_len(fill_disk.metadata().unwrap().len() - (100 + 60 * round << 10)).unwrap();
+        fill_disk
+            .set_len(fill_disk.metadata().unwrap().len() - ((100 + 60 * round) << 10))
+            .unwrap();
         let full = put_until_full(&db, count);
         check_but_one(&db, full);
         drop(fill_disk);

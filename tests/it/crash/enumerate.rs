@@ -51,21 +51,6 @@ pub struct Plan {
     pub threads: usize,
 }
 
-impl Plan {
-    /// Policies 1 to 5 and the kill, nothing else.
-    pub fn fixed() -> Plan {
-        Plan {
-            random: 0,
-            subsets_max: 0,
-            singles: 0,
-            again_every: 16,
-            deeper_every: Vec::new(),
-            quota: Duration::from_secs(600),
-            threads: 2,
-        }
-    }
-}
-
 /// How a process or a machine ends.
 #[derive(Clone, Debug, PartialEq)]
 pub enum End {

@@ -54,8 +54,7 @@ pub fn kind_of(keyspace: &str) -> Kind {
 pub struct Oracle {
     base: Contents,
     steps: Vec<Step>,
-    /// Print of S_k.
-    prints: Vec<u64>,
+    /// The k of each print of an S_k.
     by_print: HashMap<u64, Vec<usize>>,
 }
 
@@ -73,7 +72,7 @@ impl Oracle {
         for (k, print) in prints.iter().enumerate() {
             by_print.entry(*print).or_default().push(k);
         }
-        Oracle { base, steps, prints, by_print }
+        Oracle { base, steps, by_print }
     }
 
     /// True if the print is that of some S_k with `lo <= k <= hi`.

@@ -146,10 +146,11 @@ impl Watch {
         self.disk.on_call(Arc::new(move |disk, phase, call| {
             let is_commit =
                 call.name == "store" && call.offset >= FIRST_OFFSET && call.bytes > BARE_BYTES;
-            if phase == Phase::Before && is_commit {
-                if let Some(step) = PENDING.take() {
-                    PLACE.set(Some(watch.begin(step)));
-                }
+            if phase == Phase::Before
+                && is_commit
+                && let Some(step) = PENDING.take()
+            {
+                PLACE.set(Some(watch.begin(step)));
             }
             if phase != Phase::Before && call.changes() {
                 let half = if phase == Phase::Middle { " (half)" } else { "" };
@@ -490,7 +491,7 @@ impl User {
 
     /// One that fits no ordinary log file.
     fn large(&mut self) {
-        let value = [self.value(), vec![b'l'; self.random.usize(800..1700)]].concat();
+        let value = [self.value(), vec![b'l'; self.random.usize(800..6000)]].concat();
         let ops = vec![Op::Put("default".into(), self.key(), value)];
         let mut batch = self.db().batch();
         fill(&mut batch, &self.handles, &ops);
