@@ -142,6 +142,11 @@ impl Tree {
         self.life.store(DROPPED, Ordering::Release);
     }
 
+    /// True once it was dropped; a keyspace of a closed database was not.
+    pub fn is_dropped(&self) -> bool {
+        self.life.load(Ordering::Acquire) == DROPPED
+    }
+
     /// The whole database is closed.
     pub fn mark_closed(&self) {
         let _ = self.life.compare_exchange(LIVE, CLOSED, Ordering::AcqRel, Ordering::Relaxed);
