@@ -9,11 +9,13 @@
 //!    to the cut; what lies beyond belongs to commits that failed and was never visible.
 //! 3. Begin a new manifest, in one step: the old state, these tables, `flushed_upto` = cut for
 //!    all, and a position to replay from that lies beyond every log there is.
-//! 4. Replace every view. Begin a new log at that position, then let numbers go on beyond all that
-//!    were given out, then close the breaker.
+//! 4. Replace every view.
+//! 5. Begin a new log at that position. Let numbers go on beyond all that were given out, then
+//!    close the breaker.
 //!
-//! A failure before step 3 is through leaves everything as it was; one after it leaves nothing in
-//! memory to rescue. The breaker opens again either way.
+//! A failure before step 3 is through leaves everything as it was, a later one leaves nothing in
+//! memory that is not in tables; either way the breaker opens again, and another resume begins at
+//! step 1.
 
 use std::sync::Arc;
 
@@ -125,22 +127,22 @@ impl Engine {
         catalog.restart(&edit, self.take_file_number())?;
         self.note_file_lease(&catalog);
 
-        // Before anything else can fail: another attempt must not write the same entries again.
-        {
+        // At once, before anything else can fail: the manifest names these tables, and another
+        // resume must not write what is in them again.
+        for (tree, added) in rescued {
             let mut commit = self.pipeline.lock();
-            for (tree, added) in rescued {
-                let view = tree.view_arc();
-                let version = self.apply(&view.version, added, &[])?;
-                let active = Arc::new(Memtable::new(&self.pool));
-                commit.replace_active(tree.slot, active.clone());
-                tree.replace_view(View { active, frozen: Vec::new(), version });
-            }
+            let view = tree.view_arc();
+            let version = self.apply(&view.version, added, &[])?;
+            let active = Arc::new(Memtable::new(&self.pool));
+            commit.replace_active(tree.slot, active.clone());
+            tree.replace_view(View { active, frozen: Vec::new(), version });
         }
-        let log = spare.number;
+        let number = spare.number;
         let begun = logs.begin(spare, first_lsn);
-        let cursor = begun.inspect_err(|_| {
-            catalog.retire(FileKind::Log.path(&self.dir, log));
-        })?;
+        if begun.is_err() {
+            catalog.retire(FileKind::Log.path(&self.dir, number));
+        }
+        let cursor = begun?;
         {
             let mut commit = self.pipeline.lock();
             commit.restart(cursor);

@@ -15,7 +15,8 @@
 //!
 //! All mappings are kept out of forked children (`MADV_DONTFORK`), and all descriptors are closed
 //! on exec. A forked child's database handle is inert: it must not be used. The lock is `flock`'s,
-//! which belongs to the open file and so lasts until parent *and* child have closed it.
+//! which belongs to the open file: the parent unlocks it by name, and if it ends without, the lock
+//! lasts until the child has closed it too.
 
 use std::fs::{File as OsFile, OpenOptions};
 use std::io;
@@ -148,7 +149,7 @@ impl Fs for RealFs {
             // Between the open and the lock the file may have been removed or replaced; the lock
             // on a file without this name would keep nobody out.
             if is_named(&file, path)? {
-                return Ok(Box::new(RealLock(file)));
+                return Ok(Box::new(RealLock { file, process: std::process::id() }));
             }
         }
     }
@@ -346,11 +347,26 @@ impl LogRegion for WrittenLog {
     fn touch(&self, _offset: u64, _bytes: u64) {}
 }
 
-/// Has the lock while the descriptor is open.
+/// Has the lock until it drops.
 #[derive(Debug)]
-struct RealLock(#[expect(dead_code, reason = "dropping it unlocks")] OsFile);
+struct RealLock {
+    file: OsFile,
+    /// The process that took it.
+    process: u32,
+}
 
 impl Lock for RealLock {}
+
+impl Drop for RealLock {
+    /// Unlocks by name. Closing alone would leave the lock to a child that another thread is just
+    /// forking, until it execs, and the next open of this process would find the database locked.
+    /// A forked child that drops its copy must not unlock for its parent.
+    fn drop(&mut self) {
+        if self.process == std::process::id() {
+            let _ = self.file.unlock();
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -518,6 +534,22 @@ mod tests {
         let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::FileTooLarge];
         assert!(kinds.contains(&error.kind()), "{error:?}");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_lock_is_let_go_even_if_a_child_has_it_open_and_never_by_the_child() {
+        let (fs, dir) = (RealFs::new(), tempfile::tempdir().unwrap());
+        let path = dir.path().join("LOCK");
+        for (process, locked) in [(std::process::id(), false), (std::process::id() + 1, true)] {
+            let file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            file.try_lock().unwrap();
+            // What a fork leaves in the child.
+            let copy = file.try_clone().unwrap();
+            drop(RealLock { file, process });
+            let taken = fs.lock(&path).map_err(|error| error.kind());
+            assert_eq!(taken.err(), locked.then_some(io::ErrorKind::WouldBlock));
+            drop(copy);
+        }
     }
 
     #[test]
