@@ -142,6 +142,11 @@ impl Tree {
         self.life.store(DROPPED, Ordering::Release);
     }
 
+    /// True once the keyspace itself is dropped; not for a database that closes.
+    pub fn is_dropped(&self) -> bool {
+        self.life.load(Ordering::Acquire) == DROPPED
+    }
+
     /// The whole database is closed.
     pub fn mark_closed(&self) {
         let _ = self.life.compare_exchange(LIVE, CLOSED, Ordering::AcqRel, Ordering::Relaxed);

@@ -65,7 +65,7 @@ impl Engine {
         }
         let added = self.open_tables(0, self.next_run(), facts)?;
         let mut catalog = self.catalog.lock();
-        if tree.check_live().is_err() {
+        if tree.is_dropped() {
             // Dropped meanwhile: the tables belong to nothing.
             for (_, _, table) in added {
                 catalog.retire(FileKind::Table.path(&self.dir, table.facts().number));
@@ -123,7 +123,7 @@ impl Engine {
             self.rewrite(tree, plan)?
         };
         let mut catalog = self.catalog.lock();
-        if tree.check_live().is_err() {
+        if tree.is_dropped() {
             if !plan.trivial_move {
                 for facts in &facts {
                     catalog.retire(FileKind::Table.path(&self.dir, facts.number));

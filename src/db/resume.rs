@@ -70,7 +70,7 @@ impl Engine {
         };
         let trees = self.trees.load_full();
         let mut rescued = Vec::new();
-        for tree in trees.iter().filter(|tree| tree.check_live().is_ok()) {
+        for tree in trees.iter().filter(|tree| !tree.is_dropped()) {
             rescued.push((tree.clone(), self.rescue(tree, cut)?));
         }
         self.install_rescued(cut, rescued)
@@ -143,7 +143,7 @@ impl Engine {
             catalog.retire(FileKind::Log.path(&self.dir, number));
         }
         let live: Vec<_> =
-            self.trees.load().iter().filter(|tree| tree.check_live().is_ok()).cloned().collect();
+            self.trees.load().iter().filter(|tree| !tree.is_dropped()).cloned().collect();
         self.trees.store(Arc::new(live));
         Ok(())
     }
