@@ -87,6 +87,8 @@ pub struct Run {
 #[derive(Default)]
 struct Progress {
     steps: Vec<Step>,
+    /// The last step failed: it is there until the next one only if a crash comes before that.
+    last_is_ghost: bool,
     kill: usize,
     power: Option<usize>,
 }
@@ -125,6 +127,9 @@ impl Watch {
     /// Gives a step its place in the order.
     fn begin(&self, step: Step) -> usize {
         let mut progress = self.progress.lock().unwrap();
+        if std::mem::take(&mut progress.last_is_ghost) {
+            progress.steps.pop();
+        }
         progress.steps.push(step);
         progress.steps.len()
     }
@@ -334,6 +339,7 @@ impl User {
             panic!("reopened after a fault: {}", oracle.explain(&found, kill, begun));
         };
         progress.steps.truncate(k);
+        progress.last_is_ghost = false;
         (self.contents, self.applied) = (found, k);
     }
 
@@ -382,10 +388,11 @@ impl User {
     /// Brings the model up to the steps that were begun.
     fn catch_up(&mut self) {
         let progress = self.watch.progress.lock().unwrap();
-        for step in &progress.steps[self.applied..] {
+        let upto = progress.steps.len() - usize::from(progress.last_is_ghost);
+        for step in &progress.steps[self.applied..upto] {
             apply(&mut self.contents, step, &mut 0);
         }
-        self.applied = progress.steps.len();
+        self.applied = upto;
     }
 
     fn act(&mut self) {
@@ -620,7 +627,10 @@ impl User {
         }
         let place = self.watch.begin(Step::Create(name.clone()));
         let created = self.db().keyspace(&name, keyspace_options(&name));
-        self.forget_if_refused(place, &created);
+        if created.is_err() {
+            // Writes go on only after a repair, which leaves it out.
+            self.watch.progress.lock().unwrap().last_is_ghost = true;
+        }
         if let Some(keyspace) = self.note("create", created) {
             self.handles.insert(name, keyspace);
             self.watch.acknowledge(place, Durability::Disk, "create");
@@ -646,7 +656,9 @@ impl User {
         let place = self.watch.begin(Step::Drop(name.clone()));
         let handle = self.handles.remove(&name).expect("one of them");
         let dropped = self.db().drop_keyspace(&name);
-        if self.forget_if_refused(place, &dropped) {
+        // If its handles are dead, a repair will carry it out. Otherwise it was refused.
+        if dropped.is_err() && handle.contains("").is_ok() {
+            self.watch.progress.lock().unwrap().steps.truncate(place - 1);
             self.handles.insert(name, handle);
         }
         if self.note("drop", dropped).is_some() {
@@ -657,15 +669,6 @@ impl User {
     /// The breaker is open already: what is begun now takes no place.
     fn is_refusing(&self) -> bool {
         self.db().breaker().0 != BreakerState::Closed
-    }
-
-    /// A full disk heals itself, so what it refused is not unknown: it never took a place.
-    fn forget_if_refused<T>(&self, place: usize, result: &Result<T, Error>) -> bool {
-        let refused = result.as_ref().is_err_and(|e| *e.kind() == esker::ErrorKind::NoSpace);
-        if refused {
-            self.watch.progress.lock().unwrap().steps.truncate(place - 1);
-        }
-        refused
     }
 
     fn flush(&mut self) {
