@@ -142,7 +142,7 @@ impl Tree {
         self.life.store(DROPPED, Ordering::Release);
     }
 
-    /// True once the keyspace itself is dropped; not for a database that closes.
+    /// True once it was dropped; a keyspace of a closed database was not.
     pub fn is_dropped(&self) -> bool {
         self.life.load(Ordering::Acquire) == DROPPED
     }

@@ -123,7 +123,10 @@ fn operands_and_keyspaces_of_another_kind_are_refused() {
     invalid(db.snapshot().keyspace(&other), "another database");
     let appending = || KeyspaceOptions::new().merge(Append);
     invalid(db.keyspace("counts", appending()), "esker.counter.wrapping");
-    invalid(db.keyspace("default", appending()), "without a merge operator");
+    // One without an operator may be given one, once.
+    db.keyspace("default", appending()).unwrap();
+    let counting = KeyspaceOptions::new().merge(Counter::default());
+    invalid(db.keyspace("default", counting), "esker.append");
     counts.merge("k", 7).unwrap();
     drop((db, counts));
 

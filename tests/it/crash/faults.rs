@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use esker::fs::fault::{Fault, FaultFs, FaultKind};
-use esker::fs::sim::{Hole, SimFs, Survival};
 use esker::fs::intercept::Select;
+use esker::fs::sim::{Hole, SimFs, Survival};
 use esker::fs::trace::TraceFs;
 use esker::runtime::Runtime;
 use esker::{Db, ErrorKind, KeyspaceOptions, Options};
