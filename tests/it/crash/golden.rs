@@ -1,4 +1,4 @@
-//! The order of syncs, pinned as text: `ESKER_BLESS=1` writes it anew, and the diff is reviewed.
+//! The order of syncs, pinned as text: `GOLDEN=write` writes it anew, and the diff is reviewed.
 
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ fn the_order_of_syncs_is_the_reviewed_one() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/golden/sync_order.txt");
     let found = trace();
     assert_eq!(found, trace(), "the same in every run");
-    if std::env::var_os("ESKER_BLESS").is_some() {
+    if std::env::var("GOLDEN").is_ok_and(|value| value == "write") {
         std::fs::write(path, &found).unwrap();
     }
     let expected = std::fs::read_to_string(path).unwrap_or_default();
