@@ -36,6 +36,8 @@ use crate::crash::workload::{DIR, Run, Shot, Workload, dir};
 /// How thoroughly a run is enumerated.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Of the first run's moments, one in so many.
+    pub every: usize,
     /// Torn survivals of each moment.
     pub random: usize,
     /// All subsets of the pending effects are tried where there are at most so many.
@@ -193,16 +195,20 @@ pub fn enumerate(run: &Run, seed: u64, actions: usize, plan: &Plan) -> Result<Co
         stop: AtomicBool::new(false),
     };
     let next = AtomicUsize::new(0);
+    let count = run.shots.len().div_ceil(plan.every);
+    assert!(!count.is_multiple_of(7919), "the order is a permutation");
     let violation = Mutex::new(None::<Violation>);
     std::thread::scope(|scope| {
         for _ in 0..plan.threads {
             scope.spawn(|| {
                 let mut worker = Worker { shared: &shared, counts: Counts::default() };
                 while !shared.stop.load(Ordering::Relaxed) {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= run.shots.len() {
+                    let taken = next.fetch_add(1, Ordering::Relaxed);
+                    if taken >= count {
                         break;
                     }
+                    // In an order of its own, so that a quota leaves a fair sample: 7919 is prime.
+                    let index = taken * 7919 % count * plan.every;
                     if let Err(found) = worker.crash_at(run, index, &vec![], seed) {
                         shared.stop.store(true, Ordering::Relaxed);
                         let mut first = violation.lock().unwrap();
@@ -223,7 +229,7 @@ pub fn enumerate(run: &Run, seed: u64, actions: usize, plan: &Plan) -> Result<Co
     }
     let mut counts = shared.counts.into_inner().unwrap();
     counts.states = shared.known.lock().unwrap().len();
-    counts.complete = next.into_inner() >= run.shots.len();
+    counts.complete = next.into_inner() >= count;
     counts.took = shared.began.elapsed();
     Ok(counts)
 }

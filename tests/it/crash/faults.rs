@@ -195,18 +195,35 @@ fn try_case(actions: usize, kind: FaultKind, call: u64, tally: &Mutex<Tally>) {
 /// database that closes for dropped. Fix: it asks whether they were dropped, not whether they live.
 #[test]
 fn a_repair_while_the_database_closes_drops_nothing() {
-    for seed in 0..60 {
+    for seed in 0..40 {
         let disk = SimFs::new();
-        disk.on_call(Arc::new(|_, _, _| esker::runtime::yield_point()));
+        // 1 once the log has failed, 2 once the repair writes its first table.
+        let stage = Arc::new((esker::runtime::Mutex::new(0), esker::runtime::Condvar::new()));
+        let seen = stage.clone();
+        disk.on_call(Arc::new(move |_, _, call| {
+            let mut stage = seen.0.lock();
+            if *stage == 1 && call.name == "create" {
+                *stage = 2;
+                seen.1.notify_all();
+            }
+            drop(stage);
+            esker::runtime::yield_point();
+        }));
         let fs = FaultFs::over_sim(disk.clone());
         let runtime = Runtime::stepper(seed);
-        let db = Db::open_on(Arc::new(fs.clone()), runtime.clone(), DIR, Options::tiny()).unwrap();
+        let db = Db::open_on(Arc::new(fs.clone()), runtime, DIR, Options::tiny()).unwrap();
         let more = db.keyspace("more", KeyspaceOptions::new()).unwrap();
         more.put("a", "1").unwrap();
         db.put("a", "1").unwrap();
         fs.arm(Fault::new(FaultKind::NoSpace).on(Select::all().name("store")));
         assert_eq!(db.put("b", "2").unwrap_err().kind(), &ErrorKind::NoSpace);
-        runtime.sleep(Duration::from_millis(seed * 4));
+        {
+            let mut at = stage.0.lock();
+            *at = 1;
+            while *at == 1 {
+                stage.1.wait(&mut at);
+            }
+        }
         drop((more, db));
         let found = found_on(&disk).expect("it opens");
         let one = BTreeMap::from([(b"a".to_vec(), b"1".to_vec())]);

@@ -22,6 +22,7 @@ const REDUNDANT: [(&str, &str); 1] = [(
 
 fn plan() -> Plan {
     Plan {
+        every: 1,
         random: 1,
         subsets_max: 3,
         singles: 1,
