@@ -372,7 +372,7 @@ impl Engine {
             (SeqNo(commit.next_seqno().0 - 1), commit.lsn())
         };
         // The one order of commits: what came before is durable before the drop is.
-        if !self.pipeline.ring.wait_visible(last) {
+        if !self.pipeline.ring.wait_past(last) {
             return Err(self.pipeline.breaker.error());
         }
         self.pipeline.wait_durable(self.pipeline.ring.copied().min(lsn))?;

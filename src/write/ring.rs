@@ -240,8 +240,14 @@ impl Ring {
 
     /// Waits until every operation through `seqno` is published, or the ring has failed.
     pub fn wait_visible(&self, seqno: SeqNo) -> bool {
+        self.wait_past(seqno) && !self.is_lost(seqno)
+    }
+
+    /// Waits until nothing through `seqno` is under way any more: it is published, or a failure
+    /// before the last reset has lost it. False if the ring has failed.
+    pub fn wait_past(&self, seqno: SeqNo) -> bool {
         self.sleep_until(|ring| ring.visible.load(Ordering::SeqCst) >= seqno.0);
-        self.visible() >= seqno && !self.is_lost(seqno)
+        self.visible() >= seqno
     }
 
     /// True if [`Ring::push`] will succeed. Call it under the commit lock.

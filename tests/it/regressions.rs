@@ -52,7 +52,7 @@ fn a_flush_does_not_wait_for_a_mark_in_the_log() {
     let (ended, end) = std::sync::mpsc::channel();
     let flushing = db.clone();
     let flush = std::thread::spawn(move || ended.send(Keyspace::flush(&flushing)).unwrap());
-    let flushed = end.recv_timeout(std::time::Duration::from_secs(60));
+    let flushed = end.recv_timeout(Duration::from_secs(60));
     flushed.expect("the flush ends").unwrap();
     flush.join().unwrap();
 }

@@ -8,7 +8,7 @@ use esker::fs::fault::{Fault, FaultFs, FaultKind};
 use esker::fs::intercept::Select;
 use esker::fs::sim::{SimFs, Survival};
 use esker::runtime::Runtime;
-use esker::{BreakerState, Db, DegradedCause, Durability, ErrorKind, Options};
+use esker::{BreakerState, Db, DegradedCause, Durability, ErrorKind, KeyspaceOptions, Options};
 
 const DIR: &str = "/db";
 
@@ -140,4 +140,24 @@ fn a_full_disk_heals_by_itself() {
     for i in 0..acknowledged {
         assert!(db.contains(key(i)).unwrap());
     }
+}
+
+/// Bug: a drop that was the first thing after a resume failed and left the keyspace neither dead
+/// nor alive: its handles refused, the next open brought it back. Cause: it waited for the last
+/// number given out, which was of a commit that the failure lost. Fix: it waits until that number
+/// is past, published or lost.
+#[test]
+fn a_drop_right_after_a_resume_is_carried_out() {
+    let sim = SimFs::new();
+    let fs = FaultFs::over_sim(sim.clone());
+    let db = open(fs.clone());
+    let keyspace = db.keyspace("doomed", KeyspaceOptions::new()).unwrap();
+    keyspace.put("a", "1").unwrap();
+    fs.arm(Fault::new(FaultKind::Io).on(Select::all().name("store")));
+    db.put("lost", "x").unwrap_err();
+    db.resume().unwrap();
+    db.drop_keyspace("doomed").unwrap();
+    drop((keyspace, db));
+    let db = open(sim);
+    assert_eq!(db.keyspace_names(), ["default"]);
 }

@@ -16,12 +16,23 @@ use xxhash_rust::xxh3::Xxh3;
 pub type Contents = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
 
 /// One operation of a commit.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Op {
     Put(String, Vec<u8>, Vec<u8>),
     Delete(String, Vec<u8>),
     /// What it does is said by the first letter of the keyspace's name; see [`kind_of`].
     Merge(String, Vec<u8>, Vec<u8>),
+}
+
+impl std::fmt::Debug for Op {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let head = |bytes: &[u8]| bytes[..bytes.len().min(12)].escape_ascii().to_string();
+        match self {
+            Op::Put(name, key, value) => write!(f, "{name}/{} = {}", head(key), head(value)),
+            Op::Delete(name, key) => write!(f, "{name}/{} deleted", head(key)),
+            Op::Merge(name, key, operand) => write!(f, "{name}/{} + {}", head(key), head(operand)),
+        }
+    }
 }
 
 /// What has a place in the order.
@@ -111,7 +122,7 @@ impl Oracle {
             .map(|k| (differences(&self.contents(k), found), k))
             .min_by_key(|(lines, _)| lines.len());
         let (lines, k) = nearest.expect("there is at least one state");
-        let steps = (k.saturating_sub(2)..(k + 2).min(self.len()))
+        let steps = (k.saturating_sub(12)..(k + 2).min(self.len()))
             .map(|i| format!("  S_{}: {:?}\n", i + 1, self.steps[i]));
         let (steps, shown) = (steps.collect::<String>(), lines.len().min(12));
         format!(

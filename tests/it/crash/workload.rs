@@ -336,7 +336,8 @@ impl User {
         let mut progress = self.watch.progress.lock().unwrap();
         let oracle = Oracle::new(self.base.clone(), progress.steps.clone());
         let Some(k) = oracle.find(print_of_contents(&found), kill, begun) else {
-            panic!("reopened after a fault: {}", oracle.explain(&found, kill, begun));
+            let text = oracle.explain(&found, kill, begun);
+            panic!("reopened after a fault: {text}\nerrors so far:\n{}", self.errors.join("\n"));
         };
         progress.steps.truncate(k);
         progress.last_is_ghost = false;
