@@ -11,11 +11,12 @@ use crate::file::FileNumber;
 use crate::fs::RealFs;
 use crate::key::{self, EntryKind, SeqNo};
 use crate::options::{Filter, ReadMode};
+use crate::table::TableConfig;
+use crate::table::builder::TableBuilder;
 use crate::table::cache::BlockCache;
 use crate::table::cursor::TableCursor;
 use crate::table::filter::{self, TableFilter};
 use crate::table::reader::Table;
-use crate::table::{TableBuilder, TableConfig};
 
 /// Tables in a directory, for `benches/table.rs`.
 pub struct Tables<'a> {
