@@ -169,6 +169,18 @@ impl BatchBuilder {
         self.count = 0;
     }
 
+    /// Where the batch stands, for [`BatchBuilder::rewind`].
+    pub(crate) fn position(&self) -> (usize, u32) {
+        (self.operations_end, self.count)
+    }
+
+    /// Takes back the operations that were added since `position`.
+    pub(crate) fn rewind(&mut self, (operations_end, count): (usize, u32)) {
+        assert!(operations_end <= self.operations_end && count <= self.count, "goes back only");
+        self.operations_end = operations_end;
+        self.count = count;
+    }
+
     /// Lets go of buffers larger than this, for builders that are kept for reuse.
     pub(crate) fn shrink_to(&mut self, bytes: usize) {
         self.buffer.shrink_to(bytes);
@@ -475,6 +487,19 @@ mod tests {
             assert_eq!(others.next(), expected);
             assert_eq!(others.next(), None);
         }
+    }
+
+    #[test]
+    fn what_is_taken_back_was_never_there() {
+        let mut builder = BatchBuilder::new();
+        builder.put(KeyspaceId(0), b"k", b"v");
+        let alone = builder.finish().bytes().to_vec();
+        let position = builder.position();
+        builder.delete(KeyspaceId(1), b"l");
+        builder.finish();
+        builder.rewind(position);
+        assert_eq!(builder.len(), 1);
+        assert_eq!(builder.finish().bytes(), alone);
     }
 
     #[test]

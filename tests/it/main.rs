@@ -17,6 +17,8 @@ mod layers;
 #[cfg(feature = "testing")]
 mod model;
 #[cfg(feature = "testing")]
+mod once;
+#[cfg(feature = "testing")]
 mod regressions;
 #[cfg(feature = "testing")]
 mod resume;
