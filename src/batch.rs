@@ -169,6 +169,23 @@ impl BatchBuilder {
         self.count = 0;
     }
 
+    /// Adds the operations of another batch.
+    pub(crate) fn append(&mut self, other: &BatchBuilder) {
+        self.buffer.truncate(self.operations_end);
+        self.buffer.extend_from_slice(&other.buffer[ROOM..other.operations_end]);
+        self.operations_end = self.buffer.len();
+        self.count += other.count;
+    }
+
+    /// The operations between two positions, as a batch of their own.
+    pub(crate) fn piece(&self, from: (usize, u32), to: (usize, u32)) -> BatchBuilder {
+        let mut piece = BatchBuilder::new();
+        piece.buffer.extend_from_slice(&self.buffer[from.0..to.0]);
+        piece.operations_end = piece.buffer.len();
+        piece.count = to.1 - from.1;
+        piece
+    }
+
     /// Where the batch stands, for [`BatchBuilder::rewind`].
     pub(crate) fn position(&self) -> (usize, u32) {
         (self.operations_end, self.count)
@@ -497,6 +514,11 @@ mod tests {
         let position = builder.position();
         builder.delete(KeyspaceId(1), b"l");
         builder.finish();
+        let (end, mut whole) = (builder.position(), BatchBuilder::new());
+        let first = builder.piece(BatchBuilder::new().position(), position);
+        whole.append(&first);
+        whole.append(&builder.piece(position, end));
+        assert_eq!(whole.finish().bytes(), builder.finish().bytes());
         builder.rewind(position);
         assert_eq!(builder.len(), 1);
         assert_eq!(builder.finish().bytes(), alone);

@@ -40,6 +40,8 @@ mod write;
 
 mod db;
 
+mod toolkit;
+
 pub mod tools;
 
 pub use crate::db::batch::Batch;
@@ -53,6 +55,8 @@ pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merge
 pub use crate::options::{Compression, Durability, Filter, Options, ReadMode, TokenWindow};
 pub use crate::read::scan::{Cursor, Entry, Iter};
 pub use crate::slice::Slice;
+pub use crate::toolkit::batcher::{Batcher, BatcherOptions, ItemTicket};
+pub use crate::toolkit::coalescer::{Coalescer, CoalescerOptions};
 pub use crate::write::breaker::BreakerState;
 pub use crate::write::pressure::StallStats;
 pub use crate::write::ticket::Ticket;

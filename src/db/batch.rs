@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::batch::BatchBuilder;
+use crate::batch::{BatchBuilder, Operations};
 use crate::db::Handle;
 use crate::db::guard::{Guard, Must};
 use crate::db::keyspace::Keyspace;
@@ -176,6 +176,67 @@ impl Batch {
         self.user_bytes = 0;
         self.fault = None;
     }
+
+    // For the toolkit.
+
+    /// Where the batch stands: for [`Batch::piece`].
+    pub(crate) fn position(&self) -> (usize, u32) {
+        self.builder.position()
+    }
+
+    /// Bytes of the operations as they are written.
+    pub(crate) fn bytes(&self) -> usize {
+        self.builder.bytes()
+    }
+
+    /// Whether its operations may become part of another batch of `db`.
+    ///
+    /// # Errors
+    /// If one of them is at fault, and `InvalidArgument` if the batch has guards or is of another
+    /// database.
+    pub(crate) fn check_appendable(&self, db: &Handle) -> Result<()> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.duplicate());
+        }
+        if !self.guards.is_empty() {
+            return Err(Error::invalid("a batch with guards is committed by itself"));
+        }
+        if !std::ptr::eq(&*self.handle, db) {
+            return Err(Error::invalid("the batch is of another database"));
+        }
+        Ok(())
+    }
+
+    /// Adds the operations of another batch that [`Batch::check_appendable`] was asked about.
+    pub(crate) fn append(&mut self, other: &Batch) {
+        self.builder.append(&other.builder);
+        for tree in &other.trees {
+            if !self.trees.iter().any(|known| known.id == tree.id) {
+                self.trees.push(tree.clone());
+            }
+        }
+        self.user_bytes += other.user_bytes;
+    }
+
+    /// The operations between two positions, as a batch of their own.
+    pub(crate) fn piece(&self, from: (usize, u32), to: (usize, u32)) -> Batch {
+        let mut piece = Batch::new(self.handle.clone());
+        piece.builder = self.builder.piece(from, to);
+        let payload = piece.builder.finish();
+        let mut user_bytes = 0;
+        for operation in Operations::new(payload.bytes()).expect("encoded by ourselves") {
+            let operation = operation.expect("encoded by ourselves");
+            user_bytes += (operation.key.len() + operation.value.len()) as u64;
+            if !piece.trees.iter().any(|known| known.id == operation.keyspace) {
+                let named = self.trees.iter().find(|tree| tree.id == operation.keyspace);
+                piece.trees.push(named.expect("every keyspace of a batch is named").clone());
+            }
+        }
+        piece.user_bytes = user_bytes;
+        piece
+    }
+
+    // Commits.
 
     /// Commits with the durability that the database was opened with. Empties the batch.
     ///

@@ -565,6 +565,14 @@ impl Engine {
         Ok(shard.entry(name.into()).or_insert_with(source).clone())
     }
 
+    /// True if a commit of `event`, which has an id of its own, is seen at this registered number.
+    pub fn saw(&self, event: &EventId<'_>, at: SeqNo) -> Result<bool> {
+        let Id::Own(id) = event.id else { unreachable!("not asked of numbers") };
+        let Some(opened) = self.tokens.opened.get() else { return Ok(false) };
+        let key = token_key(event.source, id);
+        Ok(newest_with(&opened.tokens.view(), &key, at, |_, _, _| ())?.is_some())
+    }
+
     // Compaction.
 
     /// Makes the watermarks durable by which tokens are about to be removed.

@@ -22,4 +22,6 @@ mod once;
 mod regressions;
 #[cfg(feature = "testing")]
 mod resume;
+#[cfg(feature = "testing")]
+mod toolkit;
 mod verbs;

@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex};
 
 use esker::fs::sim::{Image, Phase, SimFs};
 use esker::runtime::{Priority, Runtime, Task, yield_point};
-use esker::{Counter, Db, Durability, EventId, Keyspace, KeyspaceOptions, Options, Outcome};
+use esker::{
+    Batcher, BatcherOptions, Coalescer, CoalescerOptions, Counter, Db, Durability, EventId,
+    Keyspace, KeyspaceOptions, Options, Outcome,
+};
 
 use crate::crash::enumerate::{End, ends, panic_text};
 use crate::crash::{plan, setting};
@@ -198,5 +201,100 @@ fn an_idempotent_commit_takes_effect_once_whatever_crashes() {
             true => Ok(()),
             false => Err(format!("{} effects", number(&counters, "all"))),
         }
+    });
+}
+
+// The batcher.
+
+const ITEMS: u64 = 40;
+
+#[test]
+fn an_item_whose_ticket_resolved_is_there_whole_whatever_crashes() {
+    let seed = seed_of("an_item_whose_ticket_resolved_is_there_whole_whatever_crashes");
+    let moments = moments_of(seed, |db, runtime, watch| {
+        let counters = counters(db);
+        let thread = |durability: Durability, first: u64| -> Task {
+            let mut options = BatcherOptions::default();
+            (options.count_max, options.durability) = (3, Some(durability));
+            options.linger = std::time::Duration::from_micros(20);
+            let batcher = Batcher::new(db, options).unwrap();
+            let (db, counters, watch) = (db.clone(), counters.clone(), watch.clone());
+            let task = runtime.spawn("producer", Priority::Normal, move || {
+                let mut waiting = std::collections::VecDeque::new();
+                for event in (first..ITEMS).step_by(2) {
+                    let mut item = db.batch();
+                    item.merge(&counters, format!("{event}"), 1).put(
+                        &db,
+                        format!("{event}"),
+                        "seen",
+                    );
+                    waiting.push_back((event, batcher.add(&item).unwrap()));
+                    while waiting.len() > 4 || waiting.front().is_some_and(|(_, t)| t.is_done()) {
+                        let (event, ticket) = waiting.pop_front().unwrap();
+                        ticket.wait().unwrap();
+                        watch.promise(event, durability, 0);
+                    }
+                }
+                // What is left is committed as the batcher is dropped.
+            });
+            task.unwrap()
+        };
+        let threads = [thread(Durability::Process, 0), thread(Durability::Disk, 1)];
+        threads.into_iter().for_each(Task::join);
+        assert_eq!(counters.iter().count() as u64, ITEMS);
+    });
+    crash_all("batcher", &moments, |db, _, promised| {
+        let counters = counters(db);
+        for event in 0..ITEMS {
+            let (effects, other) =
+                (number(&counters, &format!("{event}")), db.contains(format!("{event}")).unwrap());
+            let is_promised = promised.iter().any(|(promised, _)| *promised == event);
+            if effects != i64::from(other) || is_promised && !other {
+                return Err(format!("item {event}: {effects} effects, {other}; {is_promised}"));
+            }
+        }
+        Ok(())
+    });
+}
+
+// The coalescer.
+
+/// Noted as a promise: never more than so many.
+const AT_MOST: u64 = 1000;
+
+#[test]
+fn what_a_coalescer_wrote_is_there_once_whatever_crashes() {
+    let seed = seed_of("what_a_coalescer_wrote_is_there_once_whatever_crashes");
+    let moments = moments_of(seed, |db, _, watch| {
+        let mut options = CoalescerOptions::default();
+        (options.keys_max, options.durability) = (3, Some(Durability::Disk));
+        options.window = std::time::Duration::from_micros(30);
+        let views = Coalescer::new(db, &counters(db), options).unwrap();
+        let mut added = [0; 5];
+        for event in 0..60u64 {
+            let key = event * 7 % 5;
+            added[key as usize] += 1;
+            watch.promise(AT_MOST + key, Durability::Disk, added[key as usize]);
+            views.add(format!("{key}"), 1).unwrap();
+            if event % 9 == 8 {
+                views.flush().unwrap();
+                (0..5).for_each(|key| watch.promise(key, Durability::Disk, added[key as usize]));
+            }
+        }
+    });
+    crash_all("coalescer", &moments, |db, _, promised| {
+        let counters = counters(db);
+        for key in 0..5 {
+            let last = |event| {
+                let of_key = promised.iter().rev().find(|(promised, _)| *promised == event);
+                of_key.map_or(0, |(_, count)| *count as i64)
+            };
+            let (least, most) = (last(key), last(AT_MOST + key));
+            let found = number(&counters, &format!("{key}"));
+            if !(least..=most).contains(&found) {
+                return Err(format!("key {key}: {least} <= {found} <= {most} does not hold"));
+            }
+        }
+        Ok(())
     });
 }
