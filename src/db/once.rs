@@ -188,8 +188,11 @@ struct Opened {
     opened_at_ms: u64,
     age_ms: u64,
     clock: Window,
-    shards: [Mutex<HashMap<Box<[u8]>, Arc<Source>>>; SHARDS],
+    shards: [Mutex<Sources>; SHARDS],
 }
+
+/// By name.
+type Sources = HashMap<Box<[u8]>, Arc<Source>>;
 
 /// A source of events with ids of their own.
 struct Source {
@@ -581,10 +584,7 @@ impl Engine {
     }
 
     /// Tells a compaction of this keyspace which entries are dead; `None` if none ever are.
-    pub fn dead_entries<'a>(
-        &'a self,
-        tree: &Tree,
-    ) -> Result<Option<impl FnMut(&[u8], SeqNo) -> Result<bool> + use<'a>>> {
+    pub fn dead_entries<'a>(&'a self, tree: &Tree) -> Result<Option<IsDead<'a>>> {
         let of_tokens = tree.name == TOKENS;
         if !of_tokens && tree.name != SOURCES {
             return Ok(None);
@@ -597,7 +597,7 @@ impl Engine {
         self.sync_before_removal()?;
         let of_time = self.read_marks(&sources.view(), CLOCK_KEY, seqno)?.dead_upto;
         let (mut prefix, mut of_source) = (Vec::new(), SeqNo::ZERO);
-        Ok(Some(move |key: &[u8], seqno: SeqNo| {
+        Ok(Some(Box::new(move |key: &[u8], seqno: SeqNo| {
             if !of_tokens {
                 // Marks of a source whose tokens are all dead.
                 return Ok(key.first() == Some(&WINDOW) && seqno <= of_time);
@@ -609,9 +609,12 @@ impl Engine {
                 of_source = self.read_marks(&view, &key, moment.seqno)?.dead_upto;
             }
             Ok(seqno <= of_time.max(of_source))
-        }))
+        })))
     }
 }
+
+/// Whether the entry with this key and number is dead.
+type IsDead<'a> = Box<dyn FnMut(&[u8], SeqNo) -> Result<bool> + 'a>;
 
 /// A registered number, as long as this lives.
 struct Moment<'a> {

@@ -406,7 +406,7 @@ impl OutcomeState {
             Ended::Together(result) => result,
             Ended::Each(results) => &results[index],
         };
-        Some(result.as_ref().map(|()| ()).map_err(Error::duplicate))
+        Some(result.as_ref().copied().map_err(Error::duplicate))
     }
 }
 

@@ -268,7 +268,7 @@ fn wrong_arguments_are_answered_in_one_line() {
     assert!(place.ok_text(&["--version"]).starts_with("esker "));
 }
 
-const WORKLOADS: [&str; 13] = [
+const WORKLOADS: [&str; 16] = [
     "fillseq",
     "fillbatch",
     "fillsync",
@@ -282,6 +282,9 @@ const WORKLOADS: [&str; 13] = [
     "readwhilewriting",
     "mergerandom",
     "deleterandom",
+    "idempotent",
+    "batching",
+    "coalescing",
 ];
 
 fn objects(output: &str) -> Vec<Value> {

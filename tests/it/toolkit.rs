@@ -57,7 +57,7 @@ fn a_group_is_committed_by_count_by_bytes_by_linger_and_on_demand() {
     let there = |key: &str| db.contains(key).unwrap();
     let by_count = batcher(&db, |options| options.count_max = 3);
     let first = by_count.put(&db, "a", "1").unwrap();
-    let _ = by_count.put(&db, "b", "1").unwrap();
+    drop(by_count.put(&db, "b", "1").unwrap());
     assert!(!first.is_done() && !there("a"));
     by_count.put(&db, "c", "1").unwrap().wait().unwrap();
     assert!(first.is_done() && there("a") && there("b"));
@@ -82,7 +82,7 @@ fn a_group_is_committed_by_count_by_bytes_by_linger_and_on_demand() {
     let ticket = on_demand.put(&db, "h", "1").unwrap();
     on_demand.flush().unwrap();
     assert!(ticket.is_done() && there("h"));
-    let _ = on_demand.put(&db, "i", "1").unwrap();
+    drop(on_demand.put(&db, "i", "1").unwrap());
     drop(on_demand);
     assert!(there("i"), "dropping it commits what is pending");
 }
@@ -124,7 +124,7 @@ fn a_full_batcher_says_busy_waits_or_waits_a_while() {
     });
     let mut item = db.batch();
     item.put(&db, "k", [7; 120]);
-    let _ = batcher.add(&item).unwrap();
+    drop(batcher.add(&item).unwrap());
     let error = batcher.try_add(&item).unwrap_err();
     let ErrorKind::Busy { cause: BusyCause::Queue, retry_after } = *error.kind() else {
         panic!("{error}")
@@ -133,7 +133,7 @@ fn a_full_batcher_says_busy_waits_or_waits_a_while() {
     runtime.sleep(retry_after);
     batcher.try_add(&item).expect("it told the truth").wait().unwrap();
     for _ in 0..3 {
-        let _ = batcher.add(&item).unwrap();
+        drop(batcher.add(&item).unwrap());
     }
     batcher.flush().unwrap();
 }
@@ -179,7 +179,7 @@ fn a_failure_of_the_disk_reaches_every_ticket() {
     assert!(batcher.flush().is_err());
     assert!(tickets.into_iter().all(|ticket| ticket.wait().is_err()));
     db.resume().unwrap();
-    let _ = batcher.put(&db, "after", "v").unwrap();
+    drop(batcher.put(&db, "after", "v").unwrap());
     batcher.flush().unwrap();
     assert!(db.contains("after").unwrap() && !db.contains("1").unwrap());
 }
