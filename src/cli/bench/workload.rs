@@ -51,6 +51,11 @@ pub enum Workload {
     Batching,
     /// Add 1 to one of 1,000 counters drawn at random, through one coalescer
     Coalescing,
+    /// Close the database and open it again, with a first read; an operation is an opening
+    Reopen,
+    /// Open what a process killed with 15 MiB in its log left, with a first read; an operation is a
+    /// record of the log, a latency that of the whole opening
+    Recovery,
 }
 
 /// fillsync ends after so long: a commit takes 0.1 to 10 ms, and N of them would take hours.
@@ -79,6 +84,11 @@ impl Workload {
         self.is_fill()
             || matches!(self, Overwrite | Mergerandom | Deleterandom | Readwhilewriting)
             || matches!(self, Idempotent | Batching | Coalescing)
+    }
+
+    /// Whether it is about opening a database, not about using it.
+    pub fn opens(self) -> bool {
+        matches!(self, Workload::Reopen | Workload::Recovery)
     }
 
     /// Whether it goes through the records once, in order, and ends there.
@@ -172,6 +182,7 @@ impl Scene<'_> {
             Workload::Idempotent => self.put_once(part, meter),
             Workload::Batching => self.put_in_groups(part, meter),
             Workload::Coalescing => self.coalesce(part, meter),
+            Workload::Reopen | Workload::Recovery => unreachable!("see `opening`"),
         }
     }
 
