@@ -169,6 +169,35 @@ impl BatchBuilder {
         self.count = 0;
     }
 
+    /// Adds the operations of another batch.
+    pub(crate) fn append(&mut self, other: &BatchBuilder) {
+        self.buffer.truncate(self.operations_end);
+        self.buffer.extend_from_slice(&other.buffer[ROOM..other.operations_end]);
+        self.operations_end = self.buffer.len();
+        self.count += other.count;
+    }
+
+    /// The operations between two positions, as a batch of their own.
+    pub(crate) fn piece(&self, from: (usize, u32), to: (usize, u32)) -> BatchBuilder {
+        let mut piece = BatchBuilder::new();
+        piece.buffer.extend_from_slice(&self.buffer[from.0..to.0]);
+        piece.operations_end = piece.buffer.len();
+        piece.count = to.1 - from.1;
+        piece
+    }
+
+    /// Where the batch stands, for [`BatchBuilder::rewind`].
+    pub(crate) fn position(&self) -> (usize, u32) {
+        (self.operations_end, self.count)
+    }
+
+    /// Takes back the operations that were added since `position`.
+    pub(crate) fn rewind(&mut self, (operations_end, count): (usize, u32)) {
+        assert!(operations_end <= self.operations_end && count <= self.count, "goes back only");
+        self.operations_end = operations_end;
+        self.count = count;
+    }
+
     /// Lets go of buffers larger than this, for builders that are kept for reuse.
     pub(crate) fn shrink_to(&mut self, bytes: usize) {
         self.buffer.shrink_to(bytes);
@@ -475,6 +504,24 @@ mod tests {
             assert_eq!(others.next(), expected);
             assert_eq!(others.next(), None);
         }
+    }
+
+    #[test]
+    fn what_is_taken_back_was_never_there() {
+        let mut builder = BatchBuilder::new();
+        builder.put(KeyspaceId(0), b"k", b"v");
+        let alone = builder.finish().bytes().to_vec();
+        let position = builder.position();
+        builder.delete(KeyspaceId(1), b"l");
+        builder.finish();
+        let (end, mut whole) = (builder.position(), BatchBuilder::new());
+        let first = builder.piece(BatchBuilder::new().position(), position);
+        whole.append(&first);
+        whole.append(&builder.piece(position, end));
+        assert_eq!(whole.finish().bytes(), builder.finish().bytes());
+        builder.rewind(position);
+        assert_eq!(builder.len(), 1);
+        assert_eq!(builder.finish().bytes(), alone);
     }
 
     #[test]

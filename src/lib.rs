@@ -40,18 +40,23 @@ mod write;
 
 mod db;
 
+mod toolkit;
+
 pub mod tools;
 
 pub use crate::db::batch::Batch;
 pub use crate::db::keyspace::{Keyspace, KeyspaceOptions};
+pub use crate::db::once::{EventId, Outcome};
 pub use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};
 pub use crate::db::stats::{KeyspaceStats, LevelStats, MemoryStats, Stats};
 pub use crate::db::{Db, DbBuilder};
 pub use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
 pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merged, Min, Operand};
-pub use crate::options::{Compression, Durability, Filter, Options, ReadMode};
+pub use crate::options::{Compression, Durability, Filter, Options, ReadMode, TokenWindow};
 pub use crate::read::scan::{Cursor, Entry, Iter};
 pub use crate::slice::Slice;
+pub use crate::toolkit::batcher::{Batcher, BatcherOptions, ItemTicket};
+pub use crate::toolkit::coalescer::{Coalescer, CoalescerOptions};
 pub use crate::write::breaker::BreakerState;
 pub use crate::write::pressure::StallStats;
 pub use crate::write::ticket::Ticket;

@@ -54,6 +54,35 @@ pub enum ReadMode {
     Pread,
 }
 
+/// How long the tokens of [`Batch::commit_once`](crate::Batch::commit_once) are kept: a repeated
+/// event is recognized at least as long as both bounds say, and a little longer.
+///
+/// Events of growing sources have no tokens but one number for each source, which is kept for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TokenWindow {
+    /// Tokens younger than this are kept, while the next bound allows it. Counts while the
+    /// database is open, in steps of a sixteenth or of a minute. Default 24 hours.
+    pub time: Duration,
+    /// Of each source so many tokens are kept, the newest; commits that are under way at the same
+    /// moment count as one place. `u64::MAX` for no such bound. Default 1,000,000.
+    pub per_source: u64,
+}
+
+impl Default for TokenWindow {
+    fn default() -> TokenWindow {
+        TokenWindow { time: Duration::from_secs(24 * 3600), per_source: 1_000_000 }
+    }
+}
+
+impl TokenWindow {
+    /// Keeps tokens for so long, and of each source so many.
+    #[must_use]
+    pub fn new(time: Duration, per_source: u64) -> TokenWindow {
+        TokenWindow { time, per_source }
+    }
+}
+
 /// Choices for a whole database. Make one with [`Options::default`] and change fields.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -78,6 +107,8 @@ pub struct Options {
     pub table_bytes: usize,
     /// Create the database if the directory has none. Default true.
     pub create: bool,
+    /// How long tokens of idempotent commits are kept. Default 24 hours and a million a source.
+    pub token_window: TokenWindow,
     /// For tests: limits so small that a few entries reach every code path.
     pub(crate) limits: Option<Limits>,
 }
@@ -95,6 +126,7 @@ impl Default for Options {
             read_mode: ReadMode::default(),
             table_bytes: 32 << 20,
             create: true,
+            token_window: TokenWindow::default(),
             limits: None,
         }
     }

@@ -36,6 +36,9 @@ pub(crate) struct View {
     pub version: Arc<Version>,
 }
 
+/// What names of hidden keyspaces begin with: no character that a user's name may have.
+pub(crate) const HIDDEN: char = '\0';
+
 const LIVE: u8 = 0;
 const DROPPED: u8 = 1;
 const CLOSED: u8 = 2;
@@ -102,6 +105,11 @@ impl Tree {
     /// Replaces the view. Call it under the commit lock only.
     pub fn replace_view(&self, view: View) {
         self.view.store(Arc::new(view));
+    }
+
+    /// True for a keyspace of the engine's own: users can neither open nor drop nor name one.
+    pub fn is_hidden(&self) -> bool {
+        self.name.starts_with(HIDDEN)
     }
 
     /// Bytes of its tables.

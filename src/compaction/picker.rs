@@ -65,6 +65,8 @@ pub(crate) enum Reason {
     Tombstones,
     /// The user asked for it.
     Manual,
+    /// Nothing in them counts any more.
+    Dead,
 }
 
 /// Tables of one run.
@@ -90,6 +92,8 @@ pub(crate) struct Plan<T = Table> {
     pub(crate) inputs: Vec<Input<T>>,
     /// The inputs become part of `to_level` as they are; nothing is written but the edit.
     pub(crate) trivial_move: bool,
+    /// The inputs are dropped; nothing is written but the edit.
+    pub(crate) delete_only: bool,
     /// Which keys may have older versions than those of the inputs.
     pub(crate) below: Below,
     /// Where outputs should end.
@@ -151,11 +155,11 @@ impl Claims {
         self.outputs.is_empty()
     }
 
-    fn has<T: HasFacts>(&self, table: &T) -> bool {
+    pub(super) fn has<T: HasFacts>(&self, table: &T) -> bool {
         self.inputs.contains(&table.facts().number)
     }
 
-    fn writes(&self, level: u8, smallest: &[u8], largest: &[u8]) -> bool {
+    pub(super) fn writes(&self, level: u8, smallest: &[u8], largest: &[u8]) -> bool {
         self.outputs.iter().any(|claim| {
             claim.to_level == level && *claim.hull.0 <= *largest && *smallest <= *claim.hull.1
         })
@@ -736,6 +740,7 @@ impl<'a, T: HasFacts> Picker<'a, T> {
             from_level: inputs[0].level,
             to_level,
             trivial_move,
+            delete_only: false,
             below: Below::runs(below.collect()),
             cuts: self.cuts(to_level + 1, &hull),
             hull,

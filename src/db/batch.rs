@@ -1,20 +1,26 @@
 //! Batches: several operations, on several keyspaces, that become visible and durable together.
 
+use std::convert::Infallible;
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::batch::BatchBuilder;
+use crate::batch::{BatchBuilder, Operations};
 use crate::db::Handle;
+use crate::db::guard::{Guard, Must};
 use crate::db::keyspace::Keyspace;
+use crate::db::once::{Draft, EventId, Once, Outcome};
+use crate::db::snapshot::Snapshot;
 use crate::error::{Error, Result};
 use crate::operator::Operand;
 use crate::options::Durability;
 use crate::tree::Tree;
 use crate::write::pressure::Patience;
 use crate::write::ring::Place;
+use crate::write::stamps::Check;
 use crate::write::ticket::Ticket;
 
 /// Operations that are committed together: after a crash all of them are there or none, and no
@@ -28,6 +34,8 @@ pub struct Batch {
     builder: BatchBuilder,
     /// The keyspaces with operations, each once.
     trees: SmallVec<[Arc<Tree>; 2]>,
+    /// What must hold for it to be committed.
+    guards: Vec<Guard>,
     /// Bytes of keys and values.
     user_bytes: u64,
     /// The first operation that is at fault.
@@ -37,7 +45,7 @@ pub struct Batch {
 impl Batch {
     pub(crate) fn new(handle: Arc<Handle>) -> Batch {
         let (builder, trees) = (BatchBuilder::new(), SmallVec::new());
-        Batch { handle, builder, trees, user_bytes: 0, fault: None }
+        Batch { handle, builder, trees, guards: Vec::new(), user_bytes: 0, fault: None }
     }
 
     /// Sets the value of a key.
@@ -80,8 +88,47 @@ impl Batch {
         self
     }
 
-    /// Notes the keyspace of an operation, or its fault.
-    fn admit(&mut self, keyspace: &Keyspace, key: &[u8], value: &[u8]) -> bool {
+    /// Commits only if the key has no value. As every guard, it holds at the commit's own place in
+    /// the order of all commits, plain ones included; if it does not, the commit fails with
+    /// `Conflict` and has no effect. What the batch itself does to the key does not count.
+    pub fn require_absent(&mut self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> &mut Batch {
+        self.require(keyspace, key.as_ref(), Must::BeAbsent)
+    }
+
+    /// Commits only if the key has this value, operands folded. See [`Batch::require_absent`].
+    pub fn require_value(
+        &mut self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> &mut Batch {
+        self.require(keyspace, key.as_ref(), Must::Equal(value.as_ref().into()))
+    }
+
+    /// Commits only if nobody wrote the key since the snapshot, which the batch holds meanwhile. A
+    /// key that was not there, and was put and deleted again since, may count as unchanged. See
+    /// [`Batch::require_absent`].
+    pub fn require_unchanged(
+        &mut self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+        snapshot: &Snapshot,
+    ) -> &mut Batch {
+        if !snapshot.is_of(&self.handle) {
+            self.fault.get_or_insert_with(|| Error::invalid("the snapshot is of another database"));
+        }
+        self.require(keyspace, key.as_ref(), Must::BeUnchangedSince(snapshot.clone()))
+    }
+
+    fn require(&mut self, keyspace: &Keyspace, key: &[u8], must: Must) -> &mut Batch {
+        if self.accepts(keyspace, key, &[]) {
+            self.guards.push(Guard { tree: keyspace.tree.clone(), key: key.into(), must });
+        }
+        self
+    }
+
+    /// Notes the fault of an operation, if it has one.
+    fn accepts(&mut self, keyspace: &Keyspace, key: &[u8], value: &[u8]) -> bool {
         if self.fault.is_some() {
             return false;
         }
@@ -92,6 +139,14 @@ impl Batch {
         }
         if let Err(error) = self.handle.engine.check_sizes(key, value) {
             self.fault = Some(error);
+            return false;
+        }
+        true
+    }
+
+    /// Notes the keyspace of an operation, or its fault.
+    fn admit(&mut self, keyspace: &Keyspace, key: &[u8], value: &[u8]) -> bool {
+        if !self.accepts(keyspace, key, value) {
             return false;
         }
         if !self.trees.iter().any(|tree| tree.id == keyspace.tree.id) {
@@ -113,19 +168,82 @@ impl Batch {
         self.builder.is_empty()
     }
 
-    /// Takes all operations out, and keeps the memory for others.
+    /// Takes all operations and guards out, and keeps the memory for others.
     pub fn clear(&mut self) {
         self.builder.clear();
         self.trees.clear();
+        self.guards.clear();
         self.user_bytes = 0;
         self.fault = None;
     }
+
+    // For the toolkit.
+
+    /// Where the batch stands: for [`Batch::piece`].
+    pub(crate) fn position(&self) -> (usize, u32) {
+        self.builder.position()
+    }
+
+    /// Bytes of the operations as they are written.
+    pub(crate) fn bytes(&self) -> usize {
+        self.builder.bytes()
+    }
+
+    /// Whether its operations may become part of another batch of `db`.
+    ///
+    /// # Errors
+    /// If one of them is at fault, and `InvalidArgument` if the batch has guards or is of another
+    /// database.
+    pub(crate) fn check_appendable(&self, db: &Handle) -> Result<()> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.duplicate());
+        }
+        if !self.guards.is_empty() {
+            return Err(Error::invalid("a batch with guards is committed by itself"));
+        }
+        if !std::ptr::eq(&*self.handle, db) {
+            return Err(Error::invalid("the batch is of another database"));
+        }
+        Ok(())
+    }
+
+    /// Adds the operations of another batch that [`Batch::check_appendable`] was asked about.
+    pub(crate) fn append(&mut self, other: &Batch) {
+        self.builder.append(&other.builder);
+        for tree in &other.trees {
+            if !self.trees.iter().any(|known| known.id == tree.id) {
+                self.trees.push(tree.clone());
+            }
+        }
+        self.user_bytes += other.user_bytes;
+    }
+
+    /// The operations between two positions, as a batch of their own.
+    pub(crate) fn piece(&self, from: (usize, u32), to: (usize, u32)) -> Batch {
+        let mut piece = Batch::new(self.handle.clone());
+        piece.builder = self.builder.piece(from, to);
+        let payload = piece.builder.finish();
+        let mut user_bytes = 0;
+        for operation in Operations::new(payload.bytes()).expect("encoded by ourselves") {
+            let operation = operation.expect("encoded by ourselves");
+            user_bytes += (operation.key.len() + operation.value.len()) as u64;
+            if !piece.trees.iter().any(|known| known.id == operation.keyspace) {
+                let named = self.trees.iter().find(|tree| tree.id == operation.keyspace);
+                piece.trees.push(named.expect("every keyspace of a batch is named").clone());
+            }
+        }
+        piece.user_bytes = user_bytes;
+        piece
+    }
+
+    // Commits.
 
     /// Commits with the durability that the database was opened with. Empties the batch.
     ///
     /// # Errors
     /// `InvalidArgument` if an operation is at fault or the batch is too large for the memory
-    /// budget; `Degraded` or `NoSpace` while the disk fails; `Closed` if a keyspace was dropped.
+    /// budget; `Conflict` if a guard does not hold, and the batch then still has its operations;
+    /// `Degraded` or `NoSpace` while the disk fails; `Closed` if a keyspace was dropped.
     pub fn commit(&mut self) -> Result<()> {
         let durability = self.handle.engine.options.durability;
         self.commit_as(durability, Patience::Wait)
@@ -184,6 +302,77 @@ impl Batch {
         Ok(Ticket::new(engine.pipeline.clone(), place, durability))
     }
 
+    /// Commits the batch and the token of `event` together, unless the token is there: then nothing
+    /// is done, and the outcome is that of the first time. Empties the batch in both cases.
+    ///
+    /// It does not matter whether the first time was by another thread a moment ago, ended with an
+    /// error that left its outcome unknown, or came before a crash: the event takes effect once. An
+    /// `Applied` survives what the durability says, and so does what a `Duplicate` speaks of. How
+    /// long events are remembered is said by [`TokenWindow`](crate::TokenWindow). A batch without
+    /// operations may be committed too: it leaves the token alone.
+    ///
+    /// The first call of a database makes two hidden keyspaces, which takes some syncs.
+    ///
+    /// # Errors
+    /// As [`Batch::commit`]; the event may then be committed again. `InvalidArgument` too if source
+    /// or id are too long.
+    pub fn commit_once(&mut self, event: EventId<'_>) -> Result<Outcome> {
+        let durability = self.handle.engine.options.durability;
+        self.once(event, durability, Patience::Wait)
+    }
+
+    /// [`Batch::commit_once`] with this durability.
+    ///
+    /// # Errors
+    /// As [`Batch::commit_once`].
+    pub fn commit_once_with(
+        &mut self,
+        event: EventId<'_>,
+        durability: Durability,
+    ) -> Result<Outcome> {
+        self.once(event, durability, Patience::Wait)
+    }
+
+    /// [`Batch::commit_once`] that fails at once where it would have to wait for the disk to keep up;
+    /// the batch then still has its operations.
+    ///
+    /// # Errors
+    /// As [`Batch::commit_once`], and `Busy` with the time after which to try again.
+    pub fn try_commit_once(&mut self, event: EventId<'_>) -> Result<Outcome> {
+        let durability = self.handle.engine.options.durability;
+        self.once(event, durability, Patience::None)
+    }
+
+    fn once(
+        &mut self,
+        event: EventId<'_>,
+        durability: Durability,
+        patience: Patience,
+    ) -> Result<Outcome> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.duplicate());
+        }
+        let Batch { builder, trees, guards, .. } = self;
+        let draft = Draft { builder, trees, guards, patience };
+        let once = self.handle.engine.write_once(&event, draft)?;
+        let user_bytes = self.user_bytes;
+        self.clear();
+        let engine = &self.handle.engine;
+        match once {
+            Once::Placed(place) => {
+                engine.acknowledge(place, user_bytes, durability, patience)?;
+                Ok(Outcome::Applied { seqno: place.last_seqno.0 })
+            }
+            Once::Duplicate(first) => {
+                if durability == Durability::Disk {
+                    // It is published, so its record lies before this.
+                    engine.pipeline.wait_durable(engine.pipeline.ring.copied())?;
+                }
+                Ok(Outcome::Duplicate { seqno: first.0 })
+            }
+        }
+    }
+
     fn commit_as(&mut self, durability: Durability, patience: Patience) -> Result<()> {
         let Some(place) = self.submit(patience)? else { return Ok(()) };
         let user_bytes = self.user_bytes;
@@ -196,11 +385,19 @@ impl Batch {
         if let Some(fault) = &self.fault {
             return Err(fault.duplicate());
         }
+        let engine = &self.handle.engine;
         if self.builder.is_empty() {
-            return Ok(None);
+            return engine.look_at(&self.guards, &mut Check::default()).map(|()| None);
         }
         let trees: SmallVec<[&Tree; 2]> = self.trees.iter().map(|tree| &**tree).collect();
-        self.handle.engine.write_batch(&mut self.builder, &trees, patience).map(Some)
+        if self.guards.is_empty() {
+            return engine.write_batch(&mut self.builder, &trees, patience, None);
+        }
+        let guards = &self.guards;
+        let look = |check: &mut Check| engine.look_at(guards, check).map(ControlFlow::Continue);
+        let written = engine.write_checked(&mut self.builder, &trees, patience, look)?;
+        let ControlFlow::<Infallible, Place>::Continue(place) = written;
+        Ok(Some(place))
     }
 }
 

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 
 use crate::batch::{BatchBuilder, Operations, Payload};
 use crate::db::catalog::Catalog;
+use crate::db::once::Tokens;
 use crate::db::worker::Work;
 use crate::error::{DegradedCause, Error, ErrorKind, Result};
 use crate::file::{FileNumber, Lsn};
@@ -30,6 +31,7 @@ use crate::tree::{Tree, View};
 use crate::write::commit::{Memtables, Pipeline, Supplies};
 use crate::write::pressure::{Measures, Patience, Pressure};
 use crate::write::ring::Place;
+use crate::write::stamps::Check;
 
 /// Every so many bytes of log the pressure is measured anew.
 const MEASURE_BYTES: u64 = 256 << 10;
@@ -56,6 +58,7 @@ pub(crate) struct Engine {
     pub cache: Arc<BlockCache>,
     pub pool: Arc<ArenaPool>,
     pub work: Work,
+    pub tokens: Tokens,
     next_file: AtomicU64,
     file_lease: AtomicU64,
     next_run: AtomicU64,
@@ -108,6 +111,7 @@ impl Engine {
             fs: parts.fs,
             dir: parts.dir,
             limits: parts.options.limits(),
+            tokens: Tokens::new(parts.options.token_window),
             options: parts.options,
             pipeline: Arc::new(parts.pipeline),
             snapshots: Snapshots::default(),
@@ -194,23 +198,26 @@ impl Engine {
                 memtables[0].insert(key, seqno, kind, value);
                 self.note_full(tree, &memtables[0]);
             };
-            let place = self.submit(builder.finish(), &[tree], patience, insert);
+            let place = self.submit(builder.finish(), &[tree], patience, None, insert);
             if builder.bytes() > BUFFER_BYTES_MAX {
                 builder.clear();
                 builder.shrink_to(BUFFER_BYTES_MAX);
             }
             place
         })?;
+        let place = place.expect("nothing was checked");
         self.acknowledge(place, user_bytes, self.options.durability, patience)
     }
 
-    /// Takes an encoded batch into the log and the memtables of `trees`, which it names all.
+    /// Takes an encoded batch into the log and the memtables of `trees`, which it names all; `None`
+    /// if the check does not hold at its place in the order.
     pub fn write_batch(
         &self,
         builder: &mut BatchBuilder,
         trees: &[&Tree],
         patience: Patience,
-    ) -> Result<Place> {
+        check: Option<&Check>,
+    ) -> Result<Option<Place>> {
         let bytes = builder.bytes();
         let bytes_max = self.limits.memtables_bytes_max / 2;
         if bytes > bytes_max {
@@ -233,7 +240,7 @@ impl Engine {
                 self.note_full(tree, memtable);
             }
         };
-        self.submit(builder.finish(), trees, patience, insert)
+        self.submit(builder.finish(), trees, patience, check, insert)
     }
 
     fn submit(
@@ -241,11 +248,14 @@ impl Engine {
         payload: Payload<'_>,
         trees: &[&Tree],
         patience: Patience,
+        check: Option<&Check>,
         insert: impl FnOnce(SeqNo, &Memtables, &[u8]),
-    ) -> Result<Place> {
+    ) -> Result<Option<Place>> {
         self.pressure.admit(patience)?;
         let record_bytes = payload.region().len() as u64;
-        let place = self.pipeline.submit(self, payload, trees, insert)?;
+        let Some(place) = self.pipeline.submit(self, payload, trees, check, insert)? else {
+            return Ok(None);
+        };
         let before = place.end_lsn.0 - record_bytes;
         if before / MEASURE_BYTES != place.end_lsn.0 / MEASURE_BYTES {
             self.measure_pressure();
@@ -254,7 +264,7 @@ impl Engine {
             self.work.wake_log_thread();
         }
         self.totals.log_bytes.fetch_add(record_bytes, Ordering::Relaxed);
-        Ok(place)
+        Ok(Some(place))
     }
 
     /// Waits until the commit is published, durable if asked for, and paid for.

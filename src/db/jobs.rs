@@ -13,9 +13,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::compaction::dead::Living;
 use crate::compaction::picker::{Claims, Plan, Scores, flush_cuts};
 use crate::compaction::run::{Output, write_tables};
 use crate::compaction::survive::Survivors;
+use crate::cursor::Cursor;
 use crate::cursor::merge::MergeCursor;
 use crate::db::engine::Engine;
 use crate::error::{Error, Result};
@@ -117,7 +119,10 @@ impl Engine {
 
     /// Runs a compaction that was planned.
     pub fn compact(&self, tree: &Arc<Tree>, plan: &Plan) -> Result<()> {
-        let facts = if plan.trivial_move {
+        let facts = if plan.delete_only {
+            self.sync_before_removal()?;
+            Vec::new()
+        } else if plan.trivial_move {
             plan.tables().map(|(_, table)| table.facts().clone()).collect()
         } else {
             self.rewrite(tree, plan)?
@@ -171,11 +176,10 @@ impl Engine {
     /// Merges the inputs of a compaction into new tables.
     fn rewrite(&self, tree: &Tree, plan: &Plan) -> Result<Vec<TableFacts>> {
         let merged = MergeCursor::new(plan.cursors());
-        let (boundaries, below) = (self.snapshots.boundaries(), plan.below.clone());
-        let mut survivors = Survivors::new(merged, boundaries, below, tree.operator().cloned())?;
-        let facts = self.with_output(plan.to_level, |output| {
-            write_tables(&mut survivors, plan.cuts.clone(), output)
-        })?;
+        let facts = match self.dead_entries(tree)? {
+            Some(is_dead) => self.write_survivors(tree, plan, Living::new(merged, is_dead)),
+            None => self.write_survivors(tree, plan, merged),
+        }?;
         self.sync_tables(&facts)?;
         let read = plan.bytes();
         let written: u64 = facts.iter().map(|facts| facts.bytes).sum();
@@ -186,6 +190,19 @@ impl Engine {
         traffic.read_bytes.fetch_add(read, Ordering::Relaxed);
         traffic.written_bytes.fetch_add(written, Ordering::Relaxed);
         Ok(facts)
+    }
+
+    fn write_survivors(
+        &self,
+        tree: &Tree,
+        plan: &Plan,
+        entries: impl Cursor,
+    ) -> Result<Vec<TableFacts>> {
+        let (boundaries, below) = (self.snapshots.boundaries(), plan.below.clone());
+        let mut survivors = Survivors::new(entries, boundaries, below, tree.operator().cloned())?;
+        self.with_output(plan.to_level, |output| {
+            write_tables(&mut survivors, plan.cuts.clone(), output)
+        })
     }
 
     /// Removes superfluous files, after a record that makes the one that retired them not the

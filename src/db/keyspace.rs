@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::compaction::picker::{self, RangeStep};
 use crate::db::Handle;
+use crate::db::batch::Batch;
 use crate::db::engine::Engine;
 use crate::db::open::DEFAULT_KEYSPACE;
 use crate::error::{Error, Result};
@@ -145,6 +146,40 @@ impl Keyspace {
     ) -> Result<()> {
         let patience = self.engine().deadline(wait);
         self.write(EntryKind::Put, key.as_ref(), value.as_ref(), patience)
+    }
+
+    /// Sets the value of a key that has none. For several keys, or effects on others, see
+    /// [`Batch::require_absent`].
+    ///
+    /// # Errors
+    /// As [`Keyspace::put`], and `Conflict` if the key has a value; nothing was written then.
+    pub fn put_if_absent(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
+        let mut batch = Batch::new(self.handle.clone());
+        batch.require_absent(self, &key).put(self, &key, value);
+        batch.commit()
+    }
+
+    /// Replaces `expected` by `value`, where `None` is no value.
+    ///
+    /// # Errors
+    /// As [`Keyspace::put`], and `Conflict` if the key has another value than `expected`; nothing
+    /// was written then.
+    pub fn compare_and_swap(
+        &self,
+        key: impl AsRef<[u8]>,
+        expected: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<()> {
+        let mut batch = Batch::new(self.handle.clone());
+        match expected {
+            Some(expected) => batch.require_value(self, &key, expected),
+            None => batch.require_absent(self, &key),
+        };
+        match value {
+            Some(value) => batch.put(self, &key, value),
+            None => batch.delete(self, &key),
+        };
+        batch.commit()
     }
 
     #[inline]
@@ -313,6 +348,11 @@ impl Engine {
     /// Opens or creates a keyspace.
     pub(crate) fn open_keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<Arc<Tree>> {
         check_name(name)?;
+        self.open_named(name, options)
+    }
+
+    /// Opens or creates a keyspace that may be hidden.
+    pub(crate) fn open_named(&self, name: &str, options: KeyspaceOptions) -> Result<Arc<Tree>> {
         let mut catalog = self.catalog.lock();
         if let Some(tree) = self.tree(name) {
             tree.check_live()?;
@@ -359,6 +399,7 @@ impl Engine {
         if name == DEFAULT_KEYSPACE {
             return Err(Error::invalid("the keyspace \"default\" cannot be dropped"));
         }
+        check_name(name)?;
         let mut catalog = self.catalog.lock();
         let Some(tree) = self.tree(name) else {
             return Err(Error::invalid(format!("there is no keyspace {name:?}")));

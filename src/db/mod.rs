@@ -3,6 +3,7 @@
 //! - `mod`: [`Db`], opening and closing.
 //! - `keyspace`: [`Keyspace`], the verbs of one keyspace.
 //! - `batch`: [`Batch`], atomic commits.
+//! - `guard`: conditional commits. `once`: idempotent ones.
 //! - `snapshot`: [`Snapshot`], reads as of one moment.
 //! - `stats`: [`Stats`].
 //! - `resume`: taking writes again after a failure of the disk.
@@ -12,8 +13,10 @@
 pub(crate) mod batch;
 pub(crate) mod catalog;
 pub(crate) mod engine;
+pub(crate) mod guard;
 pub(crate) mod jobs;
 pub(crate) mod keyspace;
+pub(crate) mod once;
 pub(crate) mod open;
 pub(crate) mod resume;
 pub(crate) mod snapshot;
@@ -36,7 +39,7 @@ use crate::error::{DegradedCause, Error, Result};
 use crate::fs::Fs;
 use crate::fs::RealFs;
 use crate::manifest::edit::Edit;
-use crate::options::{Compression, Durability, Filter, Options, ReadMode};
+use crate::options::{Compression, Durability, Filter, Options, ReadMode, TokenWindow};
 use crate::runtime::{Mutex, Runtime, Task};
 use crate::write::breaker::BreakerState;
 
@@ -124,7 +127,8 @@ impl Db {
     #[must_use]
     pub fn keyspace_names(&self) -> Vec<String> {
         let trees = self.engine().trees.load();
-        let mut names: Vec<_> = trees.iter().map(|tree| tree.name.clone()).collect();
+        let shown = trees.iter().filter(|tree| !tree.is_hidden());
+        let mut names: Vec<_> = shown.map(|tree| tree.name.clone()).collect();
         names.sort();
         names
     }
@@ -350,6 +354,12 @@ impl DbBuilder {
     /// Whether to create the database if there is none.
     pub fn create(mut self, create: bool) -> DbBuilder {
         self.options.create = create;
+        self
+    }
+
+    /// How long tokens of idempotent commits are kept.
+    pub fn token_window(mut self, window: TokenWindow) -> DbBuilder {
+        self.options.token_window = window;
         self
     }
 

@@ -50,6 +50,16 @@ impl Snapshot {
         Snapshot { default: KeyspaceSnapshot { registered, tree: db.tree.clone() } }
     }
 
+    /// The number of the last operation that it sees.
+    pub(crate) fn seqno(&self) -> SeqNo {
+        self.default.registered.seqno
+    }
+
+    /// True if it is of the database of this handle.
+    pub(crate) fn is_of(&self, handle: &Arc<Handle>) -> bool {
+        Arc::ptr_eq(&self.default.registered.handle, handle)
+    }
+
     /// Another keyspace of the same database, as of the same moment.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::compaction::dead::plan_dead;
 use crate::compaction::picker::{self, ClaimId, Claims, Plan, RangeStep};
 use crate::db::engine::Engine;
 use crate::error::{DegradedCause, ErrorKind, Result};
@@ -184,6 +185,10 @@ impl Engine {
             let claims = state.claims.entry(tree.id).or_default();
             let view = tree.view();
             if let Some(plan) = picker::pick(&view.version, &self.limits, claims, oldest) {
+                return Some(Job::Compact(tree.clone(), plan));
+            }
+            let is_dead = self.tokens.dead_tables(tree);
+            if let Some(plan) = is_dead.and_then(|dead| plan_dead(&view.version, claims, dead)) {
                 return Some(Job::Compact(tree.clone(), plan));
             }
         }

@@ -38,6 +38,26 @@ pub(crate) fn get_with<R>(
     lookup.outcome
 }
 
+/// Gives the newest version of `key` at `snapshot`, a tombstone too, to `found`: not folded, so no
+/// operator is needed. `None` if the key has no version.
+///
+/// # Errors
+/// `Corruption` or `Io` from a table.
+pub(crate) fn newest_with<R>(
+    view: &View,
+    key: &[u8],
+    snapshot: SeqNo,
+    found: impl FnOnce(SeqNo, EntryKind, &[u8]) -> R,
+) -> Result<Option<R>> {
+    let (mut found, mut outcome) = (Some(found), None);
+    let mut step = |seqno: SeqNo, kind, value: ValueRef<'_>| {
+        outcome = found.take().map(|found| found(seqno, kind, value.bytes));
+        ControlFlow::Break(())
+    };
+    visit_versions(view, key, key::hash(key), snapshot, &mut step)?;
+    Ok(outcome)
+}
+
 /// A point read under way.
 struct Lookup<'a, F, R> {
     tree: &'a Tree,

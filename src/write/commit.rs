@@ -27,6 +27,7 @@ use crate::tree::{Frozen, Tree, View};
 use crate::write::breaker::Breaker;
 use crate::write::log::{LogCursor, Logs, Marks, Reserved};
 use crate::write::ring::{Place, Ring};
+use crate::write::stamps::{Check, Stamps};
 use crate::write::syncer::Syncer;
 
 /// Records up to this size are copied to the log inside the critical section.
@@ -49,6 +50,7 @@ pub(crate) trait Supplies {
 pub(crate) struct Pipeline {
     state: Mutex<CommitState>,
     pub ring: Ring,
+    pub stamps: Stamps,
     pub logs: Logs,
     pub syncer: Syncer,
     pub breaker: Breaker,
@@ -84,6 +86,7 @@ impl Pipeline {
         Pipeline {
             state: Mutex::new(state),
             ring: Ring::new(SeqNo(next_seqno.0 - 1), lsn),
+            stamps: Stamps::default(),
             logs,
             syncer: Syncer::new(lsn),
             breaker: Breaker::default(),
@@ -99,7 +102,8 @@ impl Pipeline {
     /// until it is published or durable.
     ///
     /// `insert` gets the first sequence number, the memtables of `trees` in their order, and the
-    /// payload.
+    /// payload. With a `check` that does not hold at the commit's place, nothing is done and the
+    /// answer is `None`; without one it never is.
     ///
     /// # Errors
     /// `Degraded` or `NoSpace` while the breaker is open, `Closed` if a keyspace was dropped or
@@ -110,9 +114,12 @@ impl Pipeline {
         supplies: &dyn Supplies,
         mut commit: Payload<'_>,
         trees: &[&Tree],
+        check: Option<&Check>,
         insert: impl FnOnce(SeqNo, &Memtables, &[u8]),
-    ) -> Result<Place> {
+    ) -> Result<Option<Place>> {
         debug_assert!(commit.count() > 0, "an empty commit has no place in the order");
+        // Outside the lock, unless stamps are turned on just now.
+        let mut stripes = self.stamps.since().map(|_| Stamps::stripes_of(&commit));
         let mut state = self.lock_with_room(supplies, &commit)?;
         if let Some(tree) = trees.iter().find(|tree| state.actives[tree.slot].is_none()) {
             return Err(tree.gone());
@@ -121,6 +128,16 @@ impl Pipeline {
         let last_seqno = SeqNo(first_seqno.0 + u64::from(commit.count()) - 1);
         let record_bytes = commit.region().len() as u64;
         let end_lsn = Lsn(state.cursor.lsn().0 + record_bytes);
+        if let Some(check) = check {
+            if !self.stamps.holds(check) {
+                return Ok(None);
+            }
+            self.stamps.stamp(&check.written, last_seqno);
+        }
+        if self.stamps.since().is_some() {
+            let stripes = stripes.get_or_insert_with(|| Stamps::stripes_of(&commit));
+            self.stamps.stamp(stripes, last_seqno);
+        }
         let place = self.ring.push(last_seqno, end_lsn).expect("room was made");
         let reserved = state.cursor.reserve(record_bytes);
         state.next_seqno = SeqNo(last_seqno.0 + 1);
@@ -147,7 +164,37 @@ impl Pipeline {
         self.check_stored(stored, &reserved, place)?;
         insert(first_seqno, &memtables, commit.bytes());
         self.ring.finish(place);
-        Ok(place)
+        Ok(Some(place))
+    }
+
+    /// Has every commit from now on stamp its keys, and waits until those before are over: what is
+    /// read afterwards is either seen or stamped.
+    pub fn stamp_keys(&self) {
+        let since = match self.stamps.since() {
+            Some(since) => since,
+            None => {
+                let state = self.state.lock();
+                self.stamps.turn_on(state.next_seqno);
+                self.stamps.since().expect("turned on")
+            }
+        };
+        if self.ring.visible().0 + 1 < since.0 {
+            // If a failure holds them back for good, the commit itself will meet it.
+            self.ring.wait_past(SeqNo(since.0 - 1));
+        }
+    }
+
+    /// After a check that did not hold: waits until what it missed is published, so that another
+    /// look finds it.
+    ///
+    /// # Errors
+    /// If it never will be: the log has failed.
+    pub fn wait_for_missed(&self, check: &Check) -> Result<()> {
+        if self.ring.wait_past(self.stamps.newest(check)) {
+            Ok(())
+        } else {
+            Err(self.breaker.error())
+        }
     }
 
     /// The commit lock, with a lease, log space and a slot for this commit.

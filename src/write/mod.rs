@@ -4,6 +4,7 @@
 //!   tried by shuttle.
 //! - `log`: the files of the write-ahead log.
 //! - `commit`: the pipeline: sequence numbers, log space, memtables, publication.
+//! - `stamps`: which keys were written lately, for commits that depend on what they read.
 //! - `syncer`: what of the log is durable, and who waits for it.
 //! - `ticket`: the handle of an asynchronous commit.
 //! - `breaker`: refuses writes after a failure of the disk.
@@ -16,6 +17,7 @@ pub(crate) mod pressure;
 pub(crate) mod ring;
 #[cfg(test)]
 mod ring_model;
+pub(crate) mod stamps;
 pub(crate) mod syncer;
 pub(crate) mod ticket;
 

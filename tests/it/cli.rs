@@ -268,7 +268,7 @@ fn wrong_arguments_are_answered_in_one_line() {
     assert!(place.ok_text(&["--version"]).starts_with("esker "));
 }
 
-const WORKLOADS: [&str; 13] = [
+const WORKLOADS: [&str; 16] = [
     "fillseq",
     "fillbatch",
     "fillsync",
@@ -282,7 +282,13 @@ const WORKLOADS: [&str; 13] = [
     "readwhilewriting",
     "mergerandom",
     "deleterandom",
+    "idempotent",
+    "batching",
+    "coalescing",
 ];
+
+/// The workloads that open databases, which come after the others.
+const OPENINGS: [&str; 2] = ["reopen", "recovery"];
 
 fn objects(output: &str) -> Vec<Value> {
     output.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -308,7 +314,11 @@ fn check_object(object: &Value, name: &str, threads: u64) {
 fn bench_runs_every_workload_and_prints_json() {
     let place = Place::new();
     let objects = objects(&place.ok_text(&["bench", "--records", "2000", "--json"]));
-    assert_eq!(objects.len(), WORKLOADS.len());
+    assert_eq!(objects.len(), WORKLOADS.len() + OPENINGS.len());
+    for (object, name) in objects[WORKLOADS.len()..].iter().zip(OPENINGS) {
+        assert_eq!(object["workload"], name);
+        assert!(object["ops_per_s"].as_f64().unwrap() > 0.0, "{object}");
+    }
     for (object, name) in objects.iter().zip(WORKLOADS) {
         check_object(object, name, 1);
         let all = !["fillsync", "readseq", "readreverse"].contains(&name);

@@ -9,8 +9,14 @@ mod async_commits;
 mod backpressure;
 #[path = "../../examples/batch.rs"]
 mod batch;
+#[path = "../../examples/batcher.rs"]
+mod batcher;
+#[path = "../../examples/coalescer.rs"]
+mod coalescer;
 #[path = "../../examples/counters.rs"]
 mod counters;
+#[path = "../../examples/idempotent.rs"]
+mod idempotent;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 #[path = "../../examples/scan.rs"]
@@ -44,6 +50,21 @@ fn scan_runs() {
 #[test]
 fn backpressure_runs() {
     backpressure::main().unwrap();
+}
+
+#[test]
+fn batcher_runs() {
+    batcher::main().unwrap();
+}
+
+#[test]
+fn coalescer_runs() {
+    coalescer::main().unwrap();
+}
+
+#[test]
+fn idempotent_runs() {
+    idempotent::main().unwrap();
 }
 
 /// The README's first Rust block is the quickstart, but for the directory.

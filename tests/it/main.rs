@@ -17,7 +17,11 @@ mod model;
 #[cfg(unix)]
 mod process;
 #[cfg(feature = "testing")]
+mod once;
+#[cfg(feature = "testing")]
 mod regressions;
 #[cfg(feature = "testing")]
 mod resume;
+#[cfg(feature = "testing")]
+mod toolkit;
 mod verbs;

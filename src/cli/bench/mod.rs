@@ -60,7 +60,7 @@ pub struct Bench {
     /// Threads that write or read; they share the operations among them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), default_value = "1")]
     threads: u16,
-    /// Entries of a commit in fillbatch
+    /// Entries of a commit in fillbatch, and of a group in batching
     #[arg(long, value_name = "N", value_parser = parse_count, default_value = "1000")]
     batch: u64,
     /// What an acknowledged write survives, in all workloads but fillsync
@@ -91,7 +91,8 @@ const MANUAL: &str = "\
 Latency:
   Every operation is timed with one reading of the clock (about 25 ns, part of the result), so that
   max is the longest there was; making the key and choosing the value are part of it (about 20 ns).
-  fillbatch counts entries, and times whole commits. readseq and readreverse time groups of 64
+  fillbatch counts entries, and times whole commits. batching and coalescing time the handing over of
+  an item; their ops/s are of that, too, settled/s is with everything written. readseq and readreverse time groups of 64
   rows: their percentiles are of a group's mean, their max is the whole of the longest group.
 
 Columns:

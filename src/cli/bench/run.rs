@@ -7,14 +7,14 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use esker::Stats;
+use esker::{Batcher, BatcherOptions, Coalescer, CoalescerOptions, Stats};
 
 use crate::bench::keys::Pool;
 use crate::bench::machine::{Memory, cpu_time, disk_bytes, sync_time};
 use crate::bench::meter::{Meter, Shared, Tally};
 use crate::bench::report::{Bar, Printer};
 use crate::bench::subject::Subject;
-use crate::bench::workload::{Part, Scene, Workload};
+use crate::bench::workload::{COALESCED_KEYS, Part, Scene, Workload};
 use crate::bench::{Durability, Plan};
 use crate::failure::{Failure, Result};
 
@@ -62,10 +62,25 @@ pub fn measure(
     // An unsupported directory or a full disk will show in the workload itself.
     let sync_time = if synced { sync_time(&subject.dir).ok() } else { None };
     let pool = Pool::new(plan.value_size, plan.seed);
-    let merges = workload == Workload::Mergerandom;
+    let merges = matches!(workload, Workload::Mergerandom | Workload::Coalescing);
     let counters = if merges { Some(subject.counters_keyspace()?) } else { None };
     let (db, live) = (subject.db(), &subject.live);
-    let scene = Scene { plan, workload, round, db, counters, live, pool: &pool };
+    let batcher = match workload {
+        Workload::Batching => {
+            let mut options = BatcherOptions::default();
+            options.count_max = usize::try_from(plan.batch).unwrap_or(usize::MAX);
+            Some(Batcher::new(db, options)?)
+        }
+        _ => None,
+    };
+    let coalescer = match (&counters, workload) {
+        (Some(counters), Workload::Coalescing) => {
+            Some(Coalescer::new(db, counters, CoalescerOptions::default())?)
+        }
+        _ => None,
+    };
+    let scene =
+        Scene { plan, workload, round, db, counters, batcher, coalescer, live, pool: &pool };
     let parts = Part::split(plan, workload);
     let bar = printer.bar(&workload.name(), workload.ops(plan, live), workload.limit(plan));
 
@@ -215,7 +230,7 @@ fn record(
     ops: u64,
 ) {
     let (live, there) = match workload {
-        Workload::Mergerandom => (&mut subject.counters, true),
+        Workload::Mergerandom | Workload::Coalescing => (&mut subject.counters, true),
         Workload::Deleterandom => (&mut subject.live, false),
         Workload::Readwhilewriting if !part.beside => return,
         _ if workload.writes() => (&mut subject.live, true),
@@ -226,8 +241,12 @@ fn record(
         return;
     }
     let mut draws = part.draws(plan, workload, round);
-    (0..ops).for_each(|_| live.set(draws.next(), there));
-    if workload == Workload::Mergerandom {
+    let record_of = |drawn: u64| match workload {
+        Workload::Coalescing => drawn % COALESCED_KEYS,
+        _ => drawn,
+    };
+    (0..ops).for_each(|_| live.set(record_of(draws.next()), there));
+    if let Workload::Mergerandom | Workload::Coalescing = workload {
         subject.counted += ops as i64;
     }
 }
@@ -238,5 +257,5 @@ fn check_counters(subject: &Subject) -> Result<()> {
     if sum == expected {
         return Ok(());
     }
-    Err(Failure::new(format!("mergerandom: the counters sum up to {sum}, not to {expected}")))
+    Err(Failure::new(format!("the counters sum up to {sum}, not to {expected}")))
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use esker::{Db, Durability, Keyspace};
+use esker::{Batcher, Coalescer, Db, Durability, EventId, Keyspace};
 
 use crate::bench::Plan;
 use crate::bench::keys::{Draws, Key, Live, Pool, Values};
@@ -45,6 +45,12 @@ pub enum Workload {
     Mergerandom,
     /// Delete records drawn at random
     Deleterandom,
+    /// Put records drawn at random, each as an event that is committed once: with a token
+    Idempotent,
+    /// Put records drawn at random through one batcher, in groups of --batch items at most
+    Batching,
+    /// Add 1 to one of 1,000 counters drawn at random, through one coalescer
+    Coalescing,
     /// Close the database and open it again, with a first read; an operation is an opening
     Reopen,
     /// Open what a process killed with 15 MiB in its log left, with a first read; an operation is a
@@ -54,6 +60,8 @@ pub enum Workload {
 
 /// fillsync ends after so long: a commit takes 0.1 to 10 ms, and N of them would take hours.
 const FILLSYNC_LIMIT: Duration = Duration::from_secs(5);
+/// Counters of coalescing.
+pub const COALESCED_KEYS: u64 = 1000;
 /// Rows of a scan that are timed together: 64 rows take a few microseconds, the clock 25 ns.
 const ROWS: u64 = 64;
 
@@ -71,8 +79,11 @@ impl Workload {
 
     /// Whether it changes the database.
     pub fn writes(self) -> bool {
+        use Workload::{Batching, Coalescing, Idempotent};
         use Workload::{Deleterandom, Mergerandom, Overwrite, Readwhilewriting};
-        self.is_fill() || matches!(self, Overwrite | Mergerandom | Deleterandom | Readwhilewriting)
+        self.is_fill()
+            || matches!(self, Overwrite | Mergerandom | Deleterandom | Readwhilewriting)
+            || matches!(self, Idempotent | Batching | Coalescing)
     }
 
     /// Whether it is about opening a database, not about using it.
@@ -112,6 +123,8 @@ pub struct Scene<'a> {
     pub round: usize,
     pub db: &'a Db,
     pub counters: Option<Keyspace>,
+    pub batcher: Option<Batcher>,
+    pub coalescer: Option<Coalescer>,
     pub live: &'a Live,
     pub pool: &'a Pool,
 }
@@ -166,6 +179,9 @@ impl Scene<'_> {
             Workload::Readreverse => self.scan(part, meter, true),
             Workload::Mergerandom => self.merge_random(part, meter),
             Workload::Deleterandom => self.delete_random(part, meter),
+            Workload::Idempotent => self.put_once(part, meter),
+            Workload::Batching => self.put_in_groups(part, meter),
+            Workload::Coalescing => self.coalesce(part, meter),
             Workload::Reopen | Workload::Recovery => unreachable!("see `opening`"),
         }
     }
@@ -260,6 +276,40 @@ impl Scene<'_> {
         self.at_random(part, meter, self.plan.key_size as u64 + 8, |record, _| {
             Ok(counters.merge(key.of(record), 1)?)
         })
+    }
+
+    fn put_once(&self, part: &Part, meter: &mut Meter<'_>) -> Result<()> {
+        let (mut key, mut values) = (self.key(), self.values(part));
+        // Another run on the same database has other events.
+        let (mut id, mut batch) = (fastrand::u128(..), self.db.batch());
+        self.at_random(part, meter, self.entry_bytes(), |record, _| {
+            id = id.wrapping_add(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+            batch.put(self.db, key.of(record), values.next());
+            match batch.commit_once(EventId::new("bench", &id.to_be_bytes()))?.is_duplicate() {
+                false => Ok(()),
+                true => Err(Failure::new("idempotent: a new event was taken for a duplicate")),
+            }
+        })
+    }
+
+    fn put_in_groups(&self, part: &Part, meter: &mut Meter<'_>) -> Result<()> {
+        let (mut key, mut values) = (self.key(), self.values(part));
+        let batcher = self.batcher.as_ref().expect("made for this workload");
+        self.at_random(part, meter, self.entry_bytes(), |record, _| {
+            // Flushing tells of failures.
+            drop(batcher.put(self.db, key.of(record), values.next())?);
+            Ok(())
+        })?;
+        Ok(batcher.flush()?)
+    }
+
+    fn coalesce(&self, part: &Part, meter: &mut Meter<'_>) -> Result<()> {
+        let mut key = self.key();
+        let coalescer = self.coalescer.as_ref().expect("made for this workload");
+        self.at_random(part, meter, self.plan.key_size as u64 + 8, |record, _| {
+            Ok(coalescer.add(key.of(record % COALESCED_KEYS), 1)?)
+        })?;
+        Ok(coalescer.flush()?)
     }
 
     fn get_random(&self, part: &Part, meter: &mut Meter<'_>) -> Result<()> {

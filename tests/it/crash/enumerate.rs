@@ -78,7 +78,7 @@ impl End {
         }
     }
 
-    fn of(&self, image: &Image) -> SimFs {
+    pub fn of(&self, image: &Image) -> SimFs {
         match self {
             End::Kill => image.kill(),
             End::Power(survival) => image.crash(survival),
@@ -87,7 +87,7 @@ impl End {
 }
 
 /// The ends worth trying on an image. The same seed gives the same list.
-fn ends(image: &Image, plan: &Plan, seed: u64) -> Vec<End> {
+pub fn ends(image: &Image, plan: &Plan, seed: u64) -> Vec<End> {
     let mut all = vec![End::Kill, End::Power(Survival::NothingUnsynced)];
     let count = image.pending_effects();
     if count == 0 {

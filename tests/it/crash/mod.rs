@@ -8,6 +8,7 @@
 //! - `faults`: every call fails once.
 //! - `damage`: every bit flipped, every length.
 //! - `golden`: the order of syncs as text.
+//! - `toolkit`: what is promised exactly once, crashed everywhere.
 //!
 //! # What fails without each rule
 //!
@@ -29,7 +30,8 @@
 //! | 10 idle keyspaces do not pin the log | not a matter of crashes: `model`, the engine's own tests |
 //! | 11 large batches have a log of their size | enum: the action `large`, 800 to 6000 bytes where a log has 1024 |
 //! | 12 the memtable's splits under readers | not a matter of crashes: the memtable's own tests |
-//! | 13 checkpoints, 15 ingest queue, 16 `commit_once`, 18 shards | do not exist yet |
+//! | 13 checkpoints, 15 ingest queue, 18 shards | do not exist yet |
+//! | 16 `commit_once`: token and effect in one record, a watermark decides what is too old | `toolkit`; `once.rs` |
 //! | 14 the lock | `bad_input.rs`, the file systems' own tests |
 //! | 17 stores into the log are calls, torn in the middle and written back in any order | enum takes a moment in the middle of each; policy 6 tears at 1, 16, 512 and 4096 bytes |
 //!
@@ -46,6 +48,7 @@ mod faults;
 mod golden;
 mod oracle;
 mod sabotage;
+mod toolkit;
 mod workload;
 
 use std::time::Duration;

@@ -1,0 +1,138 @@
+//! The toolkit beside the plain verbs: idempotent and conditional commits, batching, coalescing.
+//!
+//! `cargo bench --features testing --bench toolkit`
+
+use std::hint::black_box;
+use std::path::Path;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use esker::{
+    Batcher, BatcherOptions, Coalescer, CoalescerOptions, Compression, Counter, Db, Durability,
+    EventId, KeyspaceOptions,
+};
+
+const VALUE: [u8; 100] = [b'v'; 100];
+/// Tokens that are there before an idempotent commit is measured.
+const LIVE_TOKENS: u64 = 1_000_000;
+const KEYS: u64 = 1_000;
+
+fn open(dir: &Path) -> Db {
+    Db::builder(dir).compression(Compression::None).open().unwrap()
+}
+
+/// 16 bytes that look like an id drawn at random, and never repeat.
+fn id(number: u64) -> [u8; 16] {
+    let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (u128::from(mixed) << 64 | u128::from(number)).to_be_bytes()
+}
+
+fn once(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let db = open(dir.path());
+    let mut batch = db.batch();
+    for number in 0..LIVE_TOKENS {
+        batch.commit_once(EventId::new("orders", &id(number))).unwrap();
+    }
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut group = criterion.benchmark_group("once");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("plain batch of one put", |bencher| {
+        bencher.iter(|| {
+            batch.put(&db, id(random.u64(..LIVE_TOKENS)), VALUE);
+            batch.commit().unwrap();
+        });
+    });
+    let mut next = LIVE_TOKENS;
+    group.bench_function("the same, idempotent", |bencher| {
+        bencher.iter(|| {
+            batch.put(&db, id(random.u64(..LIVE_TOKENS)), VALUE);
+            next += 1;
+            batch.commit_once(EventId::new("orders", &id(next))).unwrap();
+        });
+    });
+    group.bench_function("the same, of a growing source", |bencher| {
+        bencher.iter(|| {
+            batch.put(&db, id(random.u64(..LIVE_TOKENS)), VALUE);
+            next += 1;
+            batch.commit_once(EventId::growing("sensor", next)).unwrap();
+        });
+    });
+    group.bench_function("a duplicate", |bencher| {
+        bencher.iter(|| {
+            batch.put(&db, b"k", VALUE);
+            let event = id(random.u64(..LIVE_TOKENS));
+            black_box(batch.commit_once(EventId::new("orders", &event)).unwrap());
+        });
+    });
+    group.bench_function("compare and swap", |bencher| {
+        db.put("swapped", VALUE).unwrap();
+        bencher.iter(|| db.compare_and_swap("swapped", Some(&VALUE), Some(&VALUE)).unwrap());
+    });
+    group.bench_function("plain batch of one put beside guards", |bencher| {
+        bencher.iter(|| {
+            batch.put(&db, id(random.u64(..LIVE_TOKENS)), VALUE);
+            batch.commit().unwrap();
+        });
+    });
+}
+
+fn batching(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let db = open(dir.path());
+    let mut number = 0;
+    let mut group = criterion.benchmark_group("batching");
+    group.throughput(Throughput::Elements(1000)).sample_size(10);
+    for count_max in [1, 100, 1000] {
+        let mut options = BatcherOptions::default();
+        (options.count_max, options.durability) = (count_max, Some(Durability::Disk));
+        let batcher = Batcher::new(&db, options).unwrap();
+        group.bench_function(
+            format!("1000 writes to the disk, groups of {count_max}"),
+            |bencher| {
+                bencher.iter(|| {
+                    for _ in 0..1000 {
+                        number += 1;
+                        drop(batcher.put(&db, id(number), VALUE).unwrap());
+                    }
+                    batcher.flush().unwrap();
+                });
+            },
+        );
+    }
+}
+
+fn coalescing(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let db = open(dir.path());
+    let counters =
+        db.keyspace("counters", KeyspaceOptions::new().merge(Counter::default())).unwrap();
+    let views = Coalescer::new(&db, &counters, CoalescerOptions::default()).unwrap();
+    let keys: Vec<[u8; 16]> = (0..KEYS).map(id).collect();
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut group = criterion.benchmark_group("coalescing");
+    group.throughput(Throughput::Elements(KEYS));
+    group.bench_function("merge each", |bencher| {
+        bencher.iter(|| {
+            for _ in 0..KEYS {
+                counters.merge(keys[random.usize(..keys.len())], 1).unwrap();
+            }
+        });
+    });
+    group.bench_function("add to a coalescer", |bencher| {
+        bencher.iter(|| {
+            for _ in 0..KEYS {
+                views.add(keys[random.usize(..keys.len())], 1).unwrap();
+            }
+        });
+    });
+    group.bench_function("read through it", |bencher| {
+        bencher.iter(|| {
+            for key in &keys {
+                black_box(views.get(key).unwrap());
+            }
+        });
+    });
+}
+
+criterion_group!(benches, once, batching, coalescing);
+criterion_main!(benches);
