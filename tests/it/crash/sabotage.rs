@@ -10,7 +10,7 @@ use esker::fs::intercept::Select;
 use esker::fs::sabotage::{Damage, Place, SabotageFs};
 use esker::fs::sim::SimFs;
 
-use crate::crash::enumerate::{Plan, enumerate};
+use crate::crash::enumerate::{Ledger, Plan, enumerate};
 use crate::crash::workload::Workload;
 
 /// Places whose loss no crash can show, and why.
@@ -70,12 +70,16 @@ fn noticed(place: &Place, damage: Damage) -> Option<String> {
     };
     (0..SEEDS).find_map(|seed| {
         let select = select.clone();
+        let workload = Workload::new(seed, ACTIONS);
         let run = std::panic::catch_unwind(|| {
-            Workload::new(seed, ACTIONS)
+            workload
                 .run_behind(move |disk| Arc::new(SabotageFs::all(Arc::new(disk), damage, select)))
         });
         match run {
-            Ok(run) => enumerate(&run, seed, ACTIONS, &plan()).err().map(|found| found.text),
+            Ok(run) => {
+                let found = enumerate(&run, &workload, &plan(), &Ledger::default());
+                found.err().map(|found| found.text)
+            }
             Err(_) => Some("the run itself failed".to_string()),
         }
     })
