@@ -46,6 +46,7 @@ mod ends;
 mod enumerate;
 mod faults;
 mod golden;
+mod misplaced;
 mod oracle;
 mod programs;
 mod recovery;
