@@ -63,7 +63,6 @@ pub(crate) mod filter;
 pub(crate) mod layout;
 pub(crate) mod reader;
 
-pub(crate) use crate::table::builder::TableBuilder;
 pub(crate) use crate::table::cache::BlockCache;
 pub(crate) use crate::table::reader::Table;
 
