@@ -32,6 +32,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::file::{FileHeader, FileKind, FileNumber, HEADER_BYTES, Lsn};
+use crate::fs;
 use crate::record::reader::{Fault, Place, Reader, Record, Stop, Witness, offset_of, safe_but_bad};
 use crate::record::{ALIGNMENT, RecordKind};
 
@@ -354,7 +355,8 @@ impl LogChain {
     fn refuse_if_safe(&self, stop: &Stop) -> Result<(), Error> {
         let (path, offset) = self.place();
         let length = self.current.map(|index| self.links[index].bytes.len() as u64);
-        if length.is_some_and(|length| length < offset) {
+        let reaches = length.is_none_or(|length| length >= offset);
+        if !fs::length_fits("log.reach", reaches) {
             // Only the first file can be so short: the reading began past its end.
             let expected = format!("a file that reaches to LSN {}", self.replay.from.0);
             let found = format!("{} bytes", length.unwrap_or(0));
