@@ -408,7 +408,7 @@ impl Engine {
         self.pipeline.breaker.check()?;
         let (last, lsn) = {
             let mut commit = self.pipeline.lock();
-            commit.drop_slot(tree.slot);
+            commit.drop_slot(&tree);
             tree.mark_dropped();
             (SeqNo(commit.next_seqno().0 - 1), commit.lsn())
         };

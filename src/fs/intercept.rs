@@ -239,7 +239,7 @@ impl<I: Interceptor> Intercepted<I> {
             false => Vec::new(),
         };
         let result = f();
-        delayed.into_iter().for_each(|sync| sync());
+        delayed.into_iter().for_each(|call| call());
         result
     }
 
@@ -248,9 +248,9 @@ impl<I: Interceptor> Intercepted<I> {
     }
 }
 
-/// For calls that nobody delays: only syncs are.
+/// For calls that nobody delays: only syncs and renames are.
 fn never() -> Box<dyn FnOnce() + Send> {
-    unreachable!("only syncs are delayed")
+    unreachable!("only syncs and renames are delayed")
 }
 
 fn nothing() -> io::Result<()> {
@@ -279,7 +279,12 @@ impl<I: Interceptor> Fs for Intercepted<I> {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let call = Call { to: Some(to), ..self.call("rename", from) };
-        self.act(&call, || self.inner().rename(from, to), nothing, never)
+        let later = || {
+            let (fs, from, to) =
+                (Arc::clone(&self.shared.inner), from.to_path_buf(), to.to_path_buf());
+            Box::new(move || drop(fs.rename(&from, &to))) as Box<dyn FnOnce() + Send>
+        };
+        self.act(&call, || self.inner().rename(from, to), nothing, later)
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {

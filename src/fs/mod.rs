@@ -194,6 +194,8 @@ pub trait Lock: Send + Sync + fmt::Debug {}
 #[cfg(any(test, feature = "testing"))]
 thread_local! {
     static SITE: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
+    static LENGTH_CHECK_OFF: std::cell::Cell<Option<&'static str>> =
+        const { std::cell::Cell::new(None) };
 }
 
 /// Names the place in the engine that the following calls of this thread come from, until the
@@ -211,6 +213,34 @@ pub fn site(name: &'static str) -> Site {
         Site { _of_this_thread: PhantomData }
     }
 }
+
+/// Whether a length is as it must be: `fits`, unless a test has switched this check off with
+/// [`without_length_check`]. Costs nothing in production builds.
+#[inline]
+#[must_use]
+pub(crate) fn length_fits(name: &'static str, fits: bool) -> bool {
+    #[cfg(any(test, feature = "testing"))]
+    if LENGTH_CHECK_OFF.get() == Some(name) {
+        return true;
+    }
+    let _ = name;
+    fits
+}
+
+/// Calls `f` while the length check of this name is switched off for this thread, to show that
+/// some test sees it. Their names are in [`LENGTH_CHECKS`].
+#[cfg(any(test, feature = "testing"))]
+pub fn without_length_check<T>(name: &'static str, f: impl FnOnce() -> T) -> T {
+    let before = LENGTH_CHECK_OFF.replace(Some(name));
+    let result = f();
+    LENGTH_CHECK_OFF.set(before);
+    result
+}
+
+/// The length checks that [`without_length_check`] switches off.
+#[cfg(any(test, feature = "testing"))]
+pub const LENGTH_CHECKS: [&str; 5] =
+    ["current.bytes", "table.bytes.least", "table.bytes.manifest", "log.reach", "block.lz4"];
 
 /// The site that this thread's calls come from, if one was named by [`site`].
 #[cfg(any(test, feature = "testing"))]

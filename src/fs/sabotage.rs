@@ -18,8 +18,8 @@ use crate::fs::{Fs, current_site};
 pub enum Damage {
     /// They report success and do nothing. Calls that return something are done.
     Skip,
-    /// Syncs report success and happen after the next call that changes something. Other calls
-    /// are done.
+    /// Syncs and renames report success and happen after the next call that changes something.
+    /// Other calls are done.
     Delay,
 }
 
@@ -61,7 +61,7 @@ impl Interceptor for Saboteur {
                 state.damaged += 1;
                 Verdict::Skip
             }
-            Damage::Delay if call.is_sync() => {
+            Damage::Delay if call.is_sync() || call.name == "rename" => {
                 state.damaged += 1;
                 Verdict::Delay
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::file::{CURRENT, FileHeader, FileKind, FileNumber, Lsn, parse_name};
-use crate::fs::Fs;
+use crate::fs::{self, Fs};
 use crate::manifest::current_line;
 use crate::manifest::edit::Edit;
 use crate::manifest::state::State;
@@ -120,7 +120,7 @@ fn named_manifest(line: &[u8]) -> Option<FileNumber> {
 fn read(fs: &Arc<dyn Fs>, path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
     let file = fs.open(path).map_err(|e| Error::io("open", path, e))?;
     let len = file.len().map_err(|e| Error::io("measure", path, e))?;
-    if len > bytes_max {
+    if !fs::length_fits("current.bytes", len <= bytes_max) {
         let expected = format!("at most {bytes_max} bytes");
         return Err(Error::corruption(path, 0, expected, format!("{len}")));
     }

@@ -140,7 +140,10 @@ fn set_current(fs: &Arc<dyn Fs>, dir: &Path, line: &str) -> Result<()> {
         let _site = fs::site("manifest.current.sync");
         file.sync().map_err(|e| Error::io("sync", &temporary, e))?;
     }
-    fs.rename(&temporary, &current).map_err(|e| Error::io("rename", &temporary, e))?;
+    {
+        let _site = fs::site("manifest.current.rename");
+        fs.rename(&temporary, &current).map_err(|e| Error::io("rename", &temporary, e))?;
+    }
     // Else CURRENT can name the manifest before when that is removed already (LevelDB #195).
     let _site = fs::site("manifest.current.sync_dir");
     fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))

@@ -32,6 +32,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::file::{FileHeader, FileKind, FileNumber, HEADER_BYTES, Lsn};
+use crate::fs;
 use crate::record::reader::{Fault, Place, Reader, Record, Stop, Witness, offset_of, safe_but_bad};
 use crate::record::{ALIGNMENT, RecordKind};
 
@@ -354,7 +355,8 @@ impl LogChain {
     fn refuse_if_safe(&self, stop: &Stop) -> Result<(), Error> {
         let (path, offset) = self.place();
         let length = self.current.map(|index| self.links[index].bytes.len() as u64);
-        if length.is_some_and(|length| length < offset) {
+        let reaches = length.is_none_or(|length| length >= offset);
+        if !fs::length_fits("log.reach", reaches) {
             // Only the first file can be so short: the reading began past its end.
             let expected = format!("a file that reaches to LSN {}", self.replay.from.0);
             let found = format!("{} bytes", length.unwrap_or(0));
@@ -421,6 +423,14 @@ fn repair(path: &Path, number: FileNumber, bytes: &Bytes, zeros_from: u64) -> Op
     let damaged = bytes.first_chunk::<HEADER_BYTES>()?;
     if *damaged == [0; HEADER_BYTES] {
         // A spare that was never begun, as every open finds one: a thousand vain attempts.
+        return None;
+    }
+    // What a header of this file begins with is known: where that differs by more than a bit, as
+    // in most torn headers, none of the thousand attempts below can succeed.
+    let differing = |at: usize, known: &[u8; 8]| -> u32 {
+        damaged[at..].iter().zip(known).map(|(a, b)| (a ^ b).count_ones()).sum()
+    };
+    if differing(0, FileKind::Log.magic()) + differing(32, &number.0.to_le_bytes()) > 1 {
         return None;
     }
     for bit in 0..HEADER_BYTES * 8 {

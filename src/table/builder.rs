@@ -386,6 +386,8 @@ impl ChunkWriter {
     fn finish(&mut self) -> Result<()> {
         self.write_front(self.buffer.len())?;
         if self.reserved > self.written {
+            // Else the footer is not where a reader looks for it.
+            let _site = fs::site("table.truncate");
             self.file.set_len(self.written).map_err(|e| Error::io("truncate", &self.path, e))?;
         }
         // Else a table that the manifest names can lack what was written (LevelDB #333).

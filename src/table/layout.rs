@@ -7,6 +7,7 @@ use crate::checksum::Checksum;
 use crate::coding::{DecodeError, Decoded, Decoder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::HEADER_BYTES;
+use crate::fs;
 
 /// The file's last bytes. On disk: never change.
 const FOOTER_MAGIC: &[u8; 8] = b"eskerEND";
@@ -110,7 +111,7 @@ impl Layout {
         read: impl Fn(Range<u64>) -> Result<B>,
     ) -> Result<Layout> {
         let least = (HEADER_BYTES + FOOTER_BYTES) as u64;
-        if file_bytes < least {
+        if !fs::length_fits("table.bytes.least", file_bytes >= least) {
             let expected = format!("at least {least} bytes");
             return Err(Error::corruption(path, file_bytes, expected, format!("{file_bytes}")));
         }

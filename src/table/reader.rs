@@ -17,7 +17,7 @@ use crate::coding::{DecodeError, Decoded, Decoder};
 use crate::cursor::{Cursor as _, ValueRef};
 use crate::error::{Error, Result};
 use crate::file::{FileHeader, FileKind, FileNumber, HEADER_BYTES};
-use crate::fs::{File, Fs};
+use crate::fs::{self, File, Fs};
 use crate::key::{self, EntryKind, SeqNo};
 use crate::options::ReadMode;
 use crate::table::block::{Block, Shape};
@@ -80,7 +80,9 @@ impl Table {
     ) -> Result<Arc<Table>> {
         let path = FileKind::Table.path(dir, facts.number);
         let table = Table::open_unchecked(fs, path, facts.number, mode, cache)?;
-        if table.facts != facts {
+        let same_length = fs::length_fits("table.bytes.manifest", table.facts.bytes == facts.bytes);
+        let named = TableFacts { bytes: table.facts.bytes, ..facts.clone() };
+        if !same_length || table.facts != named {
             let expected = format!("the table that the manifest names, {facts:?}");
             let found = format!("{:?}", table.facts);
             return Err(Error::corruption(&table.path, 0, expected, found));
@@ -561,7 +563,8 @@ fn decompress(content: &[u8]) -> Decoded<Vec<u8>> {
     let mut decoder = Decoder::new(content);
     let bytes = decoder.u32()? as usize;
     let compressed = decoder.rest();
-    if bytes as u64 > compressed.len() as u64 * LZ4_RATIO_MAX {
+    let can_be = bytes as u64 <= compressed.len() as u64 * LZ4_RATIO_MAX;
+    if !fs::length_fits("block.lz4", can_be) {
         return Err(DecodeError("a length that LZ4 cannot reach"));
     }
     let mut block = vec![0; bytes];

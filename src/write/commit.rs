@@ -12,6 +12,7 @@
 //! Lock order: commit, then the log files. No file is created, synced or waited for under the
 //! commit lock.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -68,6 +69,9 @@ pub(crate) struct CommitState {
     commits_end: Lsn,
     /// By [`Tree::slot`]; `None` once the keyspace is dropped.
     actives: Vec<Option<Active>>,
+    /// What [`CommitState::needed_from`] says of dropped keyspaces, by slot: a drop that fails
+    /// before its edit is durable leaves a keyspace that the next open finds, and replays.
+    dropped: BTreeMap<usize, Lsn>,
     closed: bool,
 }
 
@@ -80,9 +84,15 @@ struct Active {
 impl Pipeline {
     pub fn new(logs: Logs, cursor: LogCursor, next_seqno: SeqNo, lease_end: SeqNo) -> Pipeline {
         let lsn = cursor.lsn();
-        let actives = Vec::new();
-        let state =
-            CommitState { next_seqno, lease_end, cursor, commits_end: lsn, actives, closed: false };
+        let state = CommitState {
+            next_seqno,
+            lease_end,
+            cursor,
+            commits_end: lsn,
+            actives: Vec::new(),
+            dropped: BTreeMap::new(),
+            closed: false,
+        };
         Pipeline {
             state: Mutex::new(state),
             ring: Ring::new(SeqNo(next_seqno.0 - 1), lsn),
@@ -324,8 +334,11 @@ impl CommitState {
     }
 
     /// Takes no more commits for this keyspace.
-    pub fn drop_slot(&mut self, slot: usize) {
-        self.actives[slot] = None;
+    pub fn drop_slot(&mut self, tree: &Tree) {
+        if let Some(needed) = self.needed_from(tree, SeqNo::ZERO) {
+            self.dropped.insert(tree.slot, needed);
+        }
+        self.actives[tree.slot] = None;
     }
 
     /// Takes no more commits at all.
@@ -399,7 +412,10 @@ impl CommitState {
     /// Position of the oldest record of this keyspace that is in no table, if its frozen
     /// memtables through `flushed` are.
     pub fn needed_from(&self, tree: &Tree, flushed: SeqNo) -> Option<Lsn> {
-        let active = self.actives[tree.slot].as_ref()?.first_lsn;
+        let Some(active) = &self.actives[tree.slot] else {
+            return self.dropped.get(&tree.slot).copied();
+        };
+        let active = active.first_lsn;
         let view = tree.view();
         let frozen = view.frozen.iter().filter(|frozen| frozen.last_seqno > flushed);
         frozen.map(|frozen| frozen.first_lsn).chain(active).min()

@@ -14,10 +14,10 @@ mod fixture;
 mod layers;
 #[cfg(feature = "testing")]
 mod model;
-#[cfg(unix)]
-mod process;
 #[cfg(feature = "testing")]
 mod once;
+#[cfg(unix)]
+mod process;
 #[cfg(feature = "testing")]
 mod regressions;
 #[cfg(feature = "testing")]

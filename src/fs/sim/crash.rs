@@ -395,7 +395,7 @@ pub(super) fn hash_tree(state: &State, dir: u64, hasher: &mut Xxh3) {
         hasher.update(&(name.len() as u64).to_le_bytes());
         hasher.update(name.as_bytes());
         match entry {
-            Entry::File(number) => state.files[number].live.hash(hasher),
+            Entry::File(number) => hasher.update(&state.files[number].hash().to_le_bytes()),
             Entry::Dir(number) => {
                 hasher.update(b"(");
                 hash_tree(state, *number, hasher);

@@ -12,6 +12,7 @@ use std::path::{Component, Path};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::fs::sim::contents::Contents;
 use crate::fs::sim::effects::{DataEffect, DirEffect, Entry, Pending};
@@ -44,6 +45,8 @@ pub(super) struct FileState {
     reserved: u64,
     /// `live` in one piece, once somebody asked for it.
     mapped: OnceLock<Bytes>,
+    /// The hash of `live`, once somebody asked for it.
+    hashed: OnceLock<u64>,
 }
 
 #[derive(Clone)]
@@ -59,8 +62,8 @@ impl FileState {
     /// A file whose contents are durable.
     pub(super) fn settled(contents: Contents) -> FileState {
         let (live, durable) = (contents.clone(), contents);
-        let (pending, mapped) = (Pending::new(), OnceLock::new());
-        FileState { live, durable, pending, forgot: false, reserved: 0, mapped }
+        let (pending, mapped, hashed) = (Pending::new(), OnceLock::new(), OnceLock::new());
+        FileState { live, durable, pending, forgot: false, reserved: 0, mapped, hashed }
     }
 
     /// True if a crash cannot change it.
@@ -70,6 +73,15 @@ impl FileState {
 
     pub(super) fn map(&self) -> Bytes {
         self.mapped.get_or_init(|| Bytes::from(self.live.to_vec())).clone()
+    }
+
+    /// A number for the bytes a reader would find.
+    pub(super) fn hash(&self) -> u64 {
+        *self.hashed.get_or_init(|| {
+            let mut hasher = Xxh3::new();
+            self.live.hash(&mut hasher);
+            hasher.digest()
+        })
     }
 
     fn used(&self) -> u64 {
@@ -325,7 +337,7 @@ impl State {
         let effect = DataEffect::Write { offset, data: Bytes::copy_from_slice(data), grows };
         apply(&mut file.live, &effect);
         file.pending.push(sequence, effect);
-        file.mapped = OnceLock::new();
+        (file.mapped, file.hashed) = (OnceLock::new(), OnceLock::new());
         Ok(sequence)
     }
 
@@ -338,7 +350,7 @@ impl State {
         let effect = DataEffect::SetLen { bytes };
         apply(&mut file.live, &effect);
         file.pending.push(sequence, effect);
-        file.mapped = OnceLock::new();
+        (file.mapped, file.hashed) = (OnceLock::new(), OnceLock::new());
         Ok(())
     }
 

@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use esker::fs::Fs;
 use esker::fs::sim::{Image, SimFs, Survival};
@@ -18,43 +19,60 @@ use esker::{
     Append, Compression, Counter, Db, Durability, ErrorKind, KeyspaceOptions, Options, ReadMode,
 };
 
-use crate::crash::enumerate::panic_text;
 use crate::crash::oracle::{Reading, print_of};
-use crate::crash::setting;
+use crate::crash::recovery::panic_text;
 use crate::crash::workload::{DIR, dir};
+use crate::crash::{quota, setting};
 
 /// A database at rest, and the prints of the states that it went through.
-struct Subject {
-    image: Image,
+pub struct Subject {
+    pub image: Image,
     prints: Vec<u64>,
     options: Options,
+    /// What the disk held after each of these states.
+    pub history: Vec<Image>,
 }
 
-fn subject(compression: Compression, read_mode: ReadMode) -> Subject {
+/// Operations of a small database. Files of some 7 KiB.
+const SMALL: u32 = 16;
+/// Operations of one of 64 KiB.
+const LARGE: u32 = 72;
+
+pub fn subject(seed: u64, count: u32, compression: Compression, read_mode: ReadMode) -> Subject {
     let mut options = Options::tiny();
     (options.compression, options.read_mode, options.threads) = (compression, read_mode, 1);
     let disk = SimFs::new();
-    let mut prints = Vec::new();
-    let image = {
-        let db = Db::open_on(Arc::new(disk.clone()), Runtime::stepper(5), DIR, options.clone());
-        let db = db.unwrap();
-        let note = |prints: &mut Vec<u64>| prints.push(print_of(&db, Reading::Forward).unwrap());
-        note(&mut prints);
+    // Simulated ids are the same in every run; those of two databases differ.
+    (0..seed * 1000).for_each(|_| _ = disk.random_id());
+    let (mut prints, mut history) = (Vec::new(), Vec::new());
+    {
+        let runtime = Runtime::stepper(seed);
+        let db = Db::open_on(Arc::new(disk.clone()), runtime, DIR, options.clone()).unwrap();
+        let mut note = || {
+            prints.push(print_of(&db, Reading::Forward).unwrap());
+            // As if all of it had reached the disk at this moment.
+            history.push(disk.snapshot().crash(&Survival::Everything).snapshot());
+        };
+        note();
         let counters = KeyspaceOptions::new().merge(Counter::default());
         let counters = db.keyspace("counters", counters).unwrap();
-        note(&mut prints);
-        for i in 0..16 {
-            db.put(format!("key {:02}", i % 12), format!("a value that repeats {i}")).unwrap();
-            note(&mut prints);
-            counters.merge(format!("c{}", i % 3), 1 << i).unwrap();
-            note(&mut prints);
+        note();
+        for i in 0..count {
+            // Some values fill a table by themselves, so that a large database has few.
+            let bytes = if i % 3 == 1 && count > SMALL { 3600 } else { 20 };
+            let mut random = fastrand::Rng::with_seed(seed << 32 | u64::from(i));
+            let value: Vec<u8> = (0..bytes).map(|_| random.alphanumeric() as u8).collect();
+            db.put(format!("key {:02}", i % (count - count / 8)), value).unwrap();
+            note();
+            counters.merge(format!("c{}", i % 3), 1 << (i % 60)).unwrap();
+            note();
             if i == 10 {
                 db.flush().unwrap();
                 db.compact_range::<&[u8]>(..).unwrap();
                 counters.compact_range::<&[u8]>(..).unwrap();
                 let notes = KeyspaceOptions::new().merge(Append);
                 db.keyspace("notes", notes).unwrap();
-                note(&mut prints);
+                note();
             }
         }
         db.flush().unwrap();
@@ -65,34 +83,39 @@ fn subject(compression: Compression, read_mode: ReadMode) -> Subject {
             batch.delete(&db, format!("key {i:02}")).merge(&counters, "c0", i);
             let durability = if i == 0 { Durability::Disk } else { Durability::Process };
             batch.commit_with(durability).unwrap();
-            note(&mut prints);
+            note();
         }
-        // As if all of it had reached the disk at this moment.
-        disk.snapshot().crash(&Survival::Everything).snapshot()
-    };
-    Subject { image, prints, options }
+    }
+    let image = history.last().expect("it was noted").clone();
+    Subject { image, prints, options, history }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
+pub enum Outcome {
     Right,
     Corruption,
     Shorter,
 }
 
 impl Subject {
-    fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        let disk = self.image.kill();
-        let mut names = disk.list(dir()).unwrap();
-        names.sort();
-        let paths = names.into_iter().map(|name| dir().join(name));
-        paths.map(|path| (path.clone(), disk.contents(&path).unwrap())).collect()
+    pub fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        files_of(&self.image)
     }
 
     /// What becomes of a database with one file replaced.
-    fn outcome(&self, path: &std::path::Path, bytes: &[u8]) -> Result<Outcome, String> {
+    fn outcome(&self, path: &Path, bytes: &[u8]) -> Result<Outcome, String> {
+        self.outcome_with(&[(path.to_path_buf(), bytes.to_vec())])
+    }
+
+    /// What becomes of it with these files replaced, or added.
+    pub fn outcome_with(&self, files: &[(PathBuf, Vec<u8>)]) -> Result<Outcome, String> {
         let disk = self.image.kill();
-        disk.set_contents(path, bytes).unwrap();
+        for (path, bytes) in files {
+            if disk.contents(path).is_err() {
+                drop(disk.create(path).unwrap());
+            }
+            disk.set_contents(path, bytes).unwrap();
+        }
         let read = catch_unwind(AssertUnwindSafe(|| {
             let fs: Arc<dyn Fs> = Arc::new(disk);
             let db = Db::open_on(fs, Runtime::alone(), DIR, self.options.clone())?;
@@ -113,84 +136,126 @@ impl Subject {
     }
 }
 
-/// Damages every file in every way; `may_be_shorter` says where a prefix is allowed.
-fn check(
-    subject: &Subject,
-    damages: impl Fn(&[u8]) -> usize + Sync,
-    damage: impl Fn(&[u8], usize) -> Vec<u8> + Sync,
-    only: impl Fn(&str) -> bool,
-) -> BTreeMap<(String, Outcome), u64> {
-    let files: Vec<_> = subject
-        .files()
-        .into_iter()
-        .filter(|(path, _)| only(path.file_name().unwrap().to_str().unwrap()))
-        .collect();
-    let cases: Vec<(usize, usize)> = (0..files.len())
-        .flat_map(|file| (0..damages(&files[file].1)).map(move |i| (file, i)))
-        .collect();
-    let (next, counts) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
-    let failures = Mutex::new(Vec::new());
+/// The files of a database, by path.
+pub fn files_of(image: &Image) -> Vec<(PathBuf, Vec<u8>)> {
+    let disk = image.kill();
+    let mut names = disk.list(dir()).unwrap();
+    names.sort();
+    let paths = names.into_iter().map(|name| dir().join(name));
+    paths.map(|path| (path.clone(), disk.contents(&path).unwrap())).collect()
+}
+
+/// What came of a number of damages.
+#[derive(Default)]
+pub struct Tally {
+    /// By kind of file and outcome.
+    pub counts: BTreeMap<(String, Outcome), u64>,
+    failures: Vec<String>,
+}
+
+impl Tally {
+    /// Notes what came of damage to this file. `case` reruns it.
+    pub fn note(&mut self, path: &Path, case: &str, outcome: Result<Outcome, String>) {
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+        let may_be_shorter = name.ends_with(".log") || name.starts_with("manifest");
+        match outcome {
+            Ok(Outcome::Shorter) if !may_be_shorter => {
+                self.failures.push(format!("ESKER_DAMAGE_CASE={case}: a shorter prefix"));
+            }
+            Ok(outcome) => {
+                let kind = name.trim_matches(|c: char| c.is_ascii_digit() || c == '-');
+                *self.counts.entry((kind.to_string(), outcome)).or_insert(0) += 1;
+            }
+            Err(text) => self.failures.push(format!("ESKER_DAMAGE_CASE={case}: {text}")),
+        }
+    }
+
+    /// Prints the counts; panics if there was a failure.
+    pub fn show(&self, what: &str) {
+        println!("{what}: {} damages", self.counts.values().sum::<u64>());
+        for ((kind, outcome), count) in &self.counts {
+            println!("{count:8} {kind}: {outcome:?}");
+        }
+        let (count, shown) = (self.failures.len(), self.failures.len().min(10));
+        assert!(count == 0, "{count} failures:\n{}", self.failures[..shown].join("\n"));
+    }
+}
+
+/// Does `check` with the numbers below `count` on two threads, in an order of its own so that a
+/// quota leaves a fair sample; says how many were done.
+pub fn in_parallel(count: usize, quota: Duration, check: impl Fn(usize) + Sync) -> usize {
+    let (next, began) = (AtomicUsize::new(0), Instant::now());
+    // A prime that does not divide the count makes the order a permutation.
+    let stride = if count.is_multiple_of(1_000_003) { 1 } else { 1_000_003 };
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while let Some(&(file, i)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let (path, bytes) = &files[file];
-                    let name = path.file_name().unwrap().to_str().unwrap();
-                    let is_log_or_manifest = name.ends_with(".log") || name.starts_with("manifest");
-                    let outcome = subject.outcome(path, &damage(bytes, i));
-                    match outcome {
-                        Ok(Outcome::Shorter) if !is_log_or_manifest => {
-                            failures.lock().unwrap().push(format!("{name}, {i}: a shorter prefix"));
-                        }
-                        Ok(outcome) => {
-                            let kind = name.trim_matches(|c: char| c.is_ascii_digit() || c == '-');
-                            let key = (kind.to_string(), outcome);
-                            *counts.lock().unwrap().entry(key).or_insert(0) += 1;
-                        }
-                        Err(text) => failures.lock().unwrap().push(format!("{name}, {i}: {text}")),
+                while began.elapsed() < quota {
+                    let taken = next.fetch_add(1, Ordering::Relaxed);
+                    if taken >= count {
+                        break;
                     }
+                    check(taken * stride % count);
                 }
             });
         }
     });
-    let failures = failures.into_inner().unwrap();
-    let shown = failures.len().min(10);
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures[..shown].join("\n"));
-    counts.into_inner().unwrap()
+    next.into_inner().min(count)
 }
 
-fn show(what: &str, counts: &BTreeMap<(String, Outcome), u64>) {
-    println!("{what}: {} damages", counts.values().sum::<u64>());
-    for ((kind, outcome), count) in counts {
-        println!("{count:8} {kind}: {outcome:?}");
-    }
+/// Damages every file in every way.
+fn check(
+    what: &str,
+    subject: &Subject,
+    quota: Duration,
+    damages: impl Fn(&[u8]) -> usize + Sync,
+    damage: impl Fn(&[u8], usize) -> Vec<u8> + Sync,
+) -> Tally {
+    let files = subject.files();
+    let all: Vec<(usize, usize)> = (0..files.len())
+        .flat_map(|file| (0..damages(&files[file].1)).map(move |i| (file, i)))
+        .collect();
+    let (tally, only) = (Mutex::new(Tally::default()), std::env::var("ESKER_DAMAGE_CASE").ok());
+    let (began, bytes) =
+        (Instant::now(), files.iter().map(|(_, bytes)| bytes.len()).sum::<usize>());
+    let done = in_parallel(all.len(), quota, |number| {
+        let (file, i) = all[number];
+        let (path, bytes) = &files[file];
+        let case = format!("{}:{i}", path.file_name().and_then(|name| name.to_str()).unwrap());
+        if only.as_ref().is_none_or(|only| *only == case) {
+            let outcome = subject.outcome(path, &damage(bytes, i));
+            tally.lock().unwrap().note(path, &case, outcome);
+        }
+    });
+    let seconds = began.elapsed().as_secs_f64();
+    let all = all.len();
+    println!("{what}: {done} of {all} in {} files, {bytes} bytes, {seconds:.1} s", files.len());
+    let tally = tally.into_inner().unwrap();
+    tally.show(what);
+    tally
 }
 
 #[test]
-fn every_length_of_every_log_and_manifest_gives_a_prefix_or_corruption() {
-    let subject = subject(Compression::None, ReadMode::Mapped);
+fn every_length_of_every_file_gives_a_prefix_or_corruption() {
+    let subject = subject(5, LARGE, Compression::None, ReadMode::Mapped);
     let cut = |bytes: &[u8], len: usize| bytes[..len].to_vec();
-    let counts = check(&subject, <[u8]>::len, cut, |name| {
-        name.ends_with(".log") || name.starts_with("manifest") || name == "CURRENT"
-    });
-    show("every length", &counts);
+    let quota = quota("ESKER_CUT_SECONDS", 60);
+    let counts = check("every length", &subject, quota, <[u8]>::len, cut).counts;
     let shorter = counts.get(&(".log".to_string(), Outcome::Shorter));
     assert!(shorter.is_some_and(|count| *count > 50), "the log has a tail to lose: {counts:?}");
 }
 
 #[test]
 fn every_length_of_every_table_gives_corruption() {
-    let subject = subject(Compression::None, ReadMode::Mapped);
-    let cut = |bytes: &[u8], len: usize| bytes[..len].to_vec();
-    let counts = check(&subject, <[u8]>::len, cut, |name| name.ends_with(".table"));
-    show("every length of tables", &counts);
+    let subject = subject(5, SMALL, Compression::None, ReadMode::Mapped);
     // Those that the manifest does not name any more may be anything.
-    let is_needed = |(path, _): &&(PathBuf, Vec<u8>)| {
-        let is_table = path.extension().is_some_and(|ending| ending == "table");
-        is_table && subject.outcome(path, b"") == Ok(Outcome::Corruption)
-    };
-    let files = subject.files();
-    let needed: usize = files.iter().filter(is_needed).map(|(_, bytes)| bytes.len()).sum();
+    let is_needed = |path: &Path| subject.outcome(path, b"") == Ok(Outcome::Corruption);
+    let tables =
+        subject.files().into_iter().filter(|(path, _)| path.to_str().unwrap().ends_with(".table"));
+    let needed: usize =
+        tables.filter(|(path, _)| is_needed(path)).map(|(_, bytes)| bytes.len()).sum();
+    let cut = |bytes: &[u8], len: usize| bytes[..len].to_vec();
+    let counts = check("every length", &subject, Duration::MAX, <[u8]>::len, cut).counts;
     assert_eq!(counts[&(".table".to_string(), Outcome::Corruption)], needed as u64, "{counts:?}");
 }
 
@@ -203,15 +268,21 @@ fn every_flipped_bit_gives_the_right_answer_or_corruption() {
             if i != j && !all {
                 continue;
             }
-            let subject = subject(compression, read_mode);
+            let subject = subject(5, LARGE, compression, read_mode);
             let bits = |bytes: &[u8]| bytes.len() * 8;
             let flip = |bytes: &[u8], bit: usize| {
                 let mut bytes = bytes.to_vec();
                 bytes[bit / 8] ^= 1 << (bit % 8);
                 bytes
             };
-            let counts = check(&subject, bits, flip, |_| true);
-            show(&format!("every bit, {compression:?}, {read_mode:?}"), &counts);
+            let quota = quota("ESKER_FLIP_SECONDS", 60);
+            check(
+                &format!("every bit, {compression:?}, {read_mode:?}"),
+                &subject,
+                quota,
+                bits,
+                flip,
+            );
         }
     }
 }

@@ -15,23 +15,23 @@
 //!    that was found is promised.
 //! 6. The same once more, on a smaller sample: three crashes in a row.
 //!
-//! States that are equal byte by byte are recovered once; every case is compared.
+//! States that are equal byte by byte are recovered once, over all runs that share a [`Ledger`];
+//! every case is compared.
 
 use std::collections::{BTreeMap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use esker::fs::Fs;
-use esker::fs::sim::{Hole, Image, SimFs, Survival, TEAR_UNITS};
-use esker::fs::trace::TraceFs;
-use esker::runtime::Runtime;
-use esker::{Db, Options};
+use esker::fs::sim::{Image, SimFs};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::crash::oracle::{Contents, Reading, check_files, contents_of, print_of};
-use crate::crash::workload::{DIR, Run, Shot, Workload, dir};
+use crate::crash::case::{Case, report};
+use crate::crash::ends::{End, ends};
+use crate::crash::oracle::Reading;
+use crate::crash::recovery::{found_on, recover};
+use crate::crash::workload::{Run, Shot, Workload};
 
 /// How thoroughly a run is enumerated.
 #[derive(Clone, Debug)]
@@ -53,78 +53,18 @@ pub struct Plan {
     pub threads: usize,
 }
 
-/// How a process or a machine ends.
-#[derive(Clone, Debug, PartialEq)]
-pub enum End {
-    Kill,
-    Power(Survival),
-}
-
-impl End {
-    /// What it is counted as.
-    fn policy(&self) -> &'static str {
-        match self {
-            End::Kill => "kill",
-            End::Power(Survival::NothingUnsynced) => "1 nothing un-synced",
-            End::Power(Survival::Everything) => "2 everything",
-            End::Power(Survival::DirectoryOnly) => "3 directory operations only",
-            End::Power(Survival::DataOnly) => "4 data only",
-            End::Power(Survival::LastDirectoryOperationOnly) => "5 last directory operation only",
-            End::Power(Survival::Random { .. }) => "6 torn at random",
-            End::Power(Survival::Subset { .. }) => "7 all subsets",
-            End::Power(Survival::Only { .. } | Survival::AllBut { .. }) => {
-                "7 single keeps and drops"
-            }
-        }
-    }
-
-    pub fn of(&self, image: &Image) -> SimFs {
-        match self {
-            End::Kill => image.kill(),
-            End::Power(survival) => image.crash(survival),
-        }
-    }
-}
-
-/// The ends worth trying on an image. The same seed gives the same list.
-pub fn ends(image: &Image, plan: &Plan, seed: u64) -> Vec<End> {
-    let mut all = vec![End::Kill, End::Power(Survival::NothingUnsynced)];
-    let count = image.pending_effects();
-    if count == 0 {
-        return all;
-    }
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut power = |survival| all.push(End::Power(survival));
-    power(Survival::Everything);
-    power(Survival::DirectoryOnly);
-    power(Survival::DataOnly);
-    power(Survival::LastDirectoryOperationOnly);
-    if count <= plan.subsets_max {
-        (1..(1 << count) - 1).for_each(|mask| power(Survival::Subset { mask }));
-    } else {
-        let some = random.choose_multiple(0..count, plan.singles);
-        some.into_iter().for_each(|dropped| power(Survival::AllBut { dropped }));
-        let some = random.choose_multiple(0..count, plan.singles);
-        some.into_iter().for_each(|kept| power(Survival::Only { kept }));
-    }
-    for _ in 0..plan.random {
-        let tear = TEAR_UNITS[random.usize(..TEAR_UNITS.len())];
-        let hole = if random.bool() { Hole::Zero } else { Hole::Garbage };
-        power(Survival::Random { seed: random.u64(..), tear, hole });
-    }
-    all
-}
-
 /// What was tried.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     pub cases: BTreeMap<&'static str, u64>,
-    /// Different disks.
-    pub states: usize,
+    /// Disks that were not in the ledger before.
+    pub states: u64,
     pub opens: u64,
     pub by_depth: Vec<u64>,
     pub moments: u64,
-    pub complete: bool,
+    pub runs: u64,
+    /// Runs that were not cut short by their quota.
+    pub complete: u64,
     pub took: Duration,
 }
 
@@ -132,23 +72,41 @@ impl Counts {
     pub fn total(&self) -> u64 {
         self.cases.values().sum()
     }
+
+    /// Adds what another run, or another worker, tried.
+    pub fn add(&mut self, other: &Counts) {
+        for (policy, count) in &other.cases {
+            *self.cases.entry(policy).or_default() += count;
+        }
+        self.states += other.states;
+        self.opens += other.opens;
+        self.moments += other.moments;
+        self.runs += other.runs;
+        self.complete += other.complete;
+        self.took += other.took;
+        self.by_depth.resize(self.by_depth.len().max(other.by_depth.len()), 0);
+        other.by_depth.iter().enumerate().for_each(|(i, n)| self.by_depth[i] += n);
+    }
 }
 
-impl std::fmt::Display for Counts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (total, kills) = (self.total(), self.cases.get("kill").copied().unwrap_or(0));
         let seconds = self.took.as_secs_f64();
         writeln!(
             f,
-            "{} crash states checked, {} of them different, at {} moments, {} opens, in {seconds:.1} s \
-             ({:.0} a second); by depth {:?}; {}",
-            self.total(),
+            "{} different crash states, in {total} cases at {} moments of {} runs ({} complete); \
+             {} opens, in {seconds:.1} s ({:.0} different states a second)",
             self.states,
             self.moments,
+            self.runs,
+            self.complete,
             self.opens,
-            self.total() as f64 / seconds,
-            self.by_depth,
-            if self.complete { "complete" } else { "cut short by the time quota" },
+            self.states as f64 / seconds,
         )?;
+        writeln!(f, "  crashes in a row: {:?} cases with 1, 2, 3", self.by_depth)?;
+        writeln!(f, "  {kills:9}  held what was acknowledged as Process")?;
+        writeln!(f, "  {:9}  held what was acknowledged as Disk", total - kills)?;
         for (policy, count) in &self.cases {
             writeln!(f, "  {count:9}  {policy}")?;
         }
@@ -156,71 +114,91 @@ impl std::fmt::Display for Counts {
     }
 }
 
-/// Which case: for each crash in a row the run's seed, the moment, and the end.
-pub type Path = Vec<(u64, usize, usize)>;
+/// What was recovered from each disk so far. Shared by the runs of a test, so that a state counts
+/// once however many runs lead to it.
+#[derive(Default)]
+pub struct Ledger {
+    /// By the hash of the disk, in 32 parts; for another boot and for the same one.
+    known: [Mutex<HashMap<u64, Known>>; PARTS],
+    different: AtomicU64,
+}
 
-fn path_text(path: &Path) -> String {
-    let parts = path.iter().map(|(seed, shot, end)| format!("{seed}:{shot}:{end}"));
-    parts.collect::<Vec<_>>().join("/")
+const PARTS: usize = 32;
+type Known = [Option<Result<u64, String>>; 2];
+
+impl Ledger {
+    /// How many disks that differ in a name or a byte were recovered.
+    pub fn different(&self) -> u64 {
+        self.different.load(Ordering::Relaxed)
+    }
+
+    fn find(&self, disk: u64, same_boot: bool) -> Option<Result<u64, String>> {
+        let known = self.known[disk as usize % PARTS].lock().unwrap();
+        known.get(&disk)?[usize::from(same_boot)].clone()
+    }
+
+    /// True if the disk is new.
+    fn note(&self, disk: u64, same_boot: bool, found: Result<u64, String>) -> bool {
+        let mut known = self.known[disk as usize % PARTS].lock().unwrap();
+        let is_new = !known.contains_key(&disk);
+        known.entry(disk).or_default()[usize::from(same_boot)] = Some(found);
+        self.different.fetch_add(u64::from(is_new), Ordering::Relaxed);
+        is_new
+    }
 }
 
 /// A promise that was broken.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    pub path: Path,
+    pub case: Case,
     pub text: String,
 }
 
 struct Shared<'a> {
     plan: &'a Plan,
-    actions: usize,
-    /// What is recovered from a disk: by its hash and whether the boot is the same.
-    known: Mutex<HashMap<(u64, bool), Result<u64, String>>>,
+    workload: &'a Workload,
+    ledger: &'a Ledger,
     counts: Mutex<Counts>,
-    began: Instant,
     stop: AtomicBool,
 }
 
-/// Crashes `run` everywhere. `actions` is what the run was made with, for the text of a failure.
+/// Crashes the run that `workload` made everywhere.
 ///
 /// # Errors
-/// The first violation.
-pub fn enumerate(run: &Run, seed: u64, actions: usize, plan: &Plan) -> Result<Counts, Violation> {
-    let shared = Shared {
-        plan,
-        actions,
-        known: Mutex::default(),
-        counts: Mutex::default(),
-        began: Instant::now(),
-        stop: AtomicBool::new(false),
-    };
+/// A violation: of those found, the one at the earliest moment.
+pub fn enumerate(
+    run: &Run,
+    workload: &Workload,
+    plan: &Plan,
+    ledger: &Ledger,
+) -> Result<Counts, Violation> {
+    let counts = Mutex::default();
+    let (began, stop) = (Instant::now(), AtomicBool::new(false));
+    let shared = Shared { plan, workload, ledger, counts, stop };
     let next = AtomicUsize::new(0);
     let count = run.shots.len().div_ceil(plan.every);
-    assert!(!count.is_multiple_of(7919), "the order is a permutation");
+    assert!(!count.is_multiple_of(7919) || count == 0, "the order is a permutation");
     let violation = Mutex::new(None::<Violation>);
     std::thread::scope(|scope| {
         for _ in 0..plan.threads {
             scope.spawn(|| {
                 let mut worker = Worker { shared: &shared, counts: Counts::default() };
-                while !shared.stop.load(Ordering::Relaxed) {
+                while !shared.stop.load(Ordering::Relaxed) && began.elapsed() <= plan.quota {
                     let taken = next.fetch_add(1, Ordering::Relaxed);
                     if taken >= count {
                         break;
                     }
                     // In an order of its own, so that a quota leaves a fair sample: 7919 is prime.
                     let index = taken * 7919 % count * plan.every;
-                    if let Err(found) = worker.crash_at(run, index, &vec![], seed) {
+                    if let Err(found) = worker.crash_at(run, index, &vec![], workload.seed) {
                         shared.stop.store(true, Ordering::Relaxed);
                         let mut first = violation.lock().unwrap();
-                        if first.as_ref().is_none_or(|first| found.path < first.path) {
+                        if first.as_ref().is_none_or(|first| found.case[0].1 < first.case[0].1) {
                             *first = Some(found);
                         }
                     }
-                    if shared.began.elapsed() > plan.quota {
-                        break;
-                    }
                 }
-                worker.hand_in();
+                shared.counts.lock().unwrap().add(&worker.counts);
             });
         }
     });
@@ -228,9 +206,8 @@ pub fn enumerate(run: &Run, seed: u64, actions: usize, plan: &Plan) -> Result<Co
         return Err(violation);
     }
     let mut counts = shared.counts.into_inner().unwrap();
-    counts.states = shared.known.lock().unwrap().len();
-    counts.complete = next.into_inner() >= count;
-    counts.took = shared.began.elapsed();
+    (counts.runs, counts.took) = (1, began.elapsed());
+    counts.complete = u64::from(counts.by_depth.is_empty() || next.into_inner() >= count);
     Ok(counts)
 }
 
@@ -240,71 +217,52 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    fn hand_in(self) {
-        let mut all = self.shared.counts.lock().unwrap();
-        for (policy, count) in self.counts.cases {
-            *all.cases.entry(policy).or_default() += count;
-        }
-        all.opens += self.counts.opens;
-        all.moments += self.counts.moments;
-        let depth = all.by_depth.len().max(self.counts.by_depth.len());
-        all.by_depth.resize(depth, 0);
-        self.counts.by_depth.iter().enumerate().for_each(|(i, n)| all.by_depth[i] += n);
-    }
-
     /// Tries every end at one moment of a run.
     fn crash_at(
         &mut self,
         run: &Run,
         index: usize,
-        path: &Path,
+        before: &Case,
         seed: u64,
     ) -> Result<(), Violation> {
         let plan = self.shared.plan;
         let shot = &run.shots[index];
-        let depth = path.len();
+        let depth = before.len();
         self.counts.moments += 1;
         self.counts.by_depth.resize(self.counts.by_depth.len().max(depth + 1), 0);
         for (number, end) in ends(&shot.image, plan, draw(seed, index, 0)).iter().enumerate() {
-            let mut path = path.clone();
-            path.push((seed, index, number));
             let Some((lo, hi)) = bounds(shot, end) else { continue };
-            let disk = end.of(&shot.image);
             let drawn = draw(seed, index, 1 + number);
             *self.counts.cases.entry(end.policy()).or_default() += 1;
             self.counts.by_depth[depth] += 1;
-            let fail = |text: String| {
-                let text = report(&path, self.shared.actions, shot, end, &text);
-                Violation { path: path.clone(), text }
+            let mut case = before.clone();
+            case.push((seed, index, end.clone()));
+            let disk = end.of(&shot.image);
+            let wrong = match self.recover(&disk, *end == End::Kill, drawn) {
+                Ok(print) if run.oracle.admits(print, lo, hi) => None,
+                Ok(_) => Some(explain(run, shot, end)),
+                Err(text) => Some(text),
             };
-            let print = self.recover(&disk, *end == End::Kill, drawn).map_err(fail)?;
-            if !run.oracle.admits(print, lo, hi) {
-                let found = found_on(&end.of(&shot.image));
-                let text = found.map(|found| run.oracle.explain(&found, lo, hi));
-                return Err(fail(text.unwrap_or_else(|error| error)));
+            if let Some(text) = wrong {
+                let text = report(run, &case, self.shared.workload, &text);
+                return Err(Violation { case, text });
             }
             let every = plan.deeper_every.get(depth).copied().unwrap_or(0);
             if every > 0 && drawn.is_multiple_of(every as u64) {
-                self.go_on(end, &shot.image, &path, drawn >> 8)?;
+                let next = go_on_run(end, &shot.image, drawn >> 8);
+                for index in 0..next.shots.len() {
+                    self.crash_at(&next, index, &case, drawn >> 8)?;
+                }
             }
-        }
-        Ok(())
-    }
-
-    /// Lets a run go on from what a crash left, and crashes that everywhere.
-    fn go_on(&mut self, end: &End, image: &Image, path: &Path, seed: u64) -> Result<(), Violation> {
-        let next = go_on_run(end, image, seed);
-        for index in 0..next.shots.len() {
-            self.crash_at(&next, index, path, seed)?;
         }
         Ok(())
     }
 
     /// Recovers a disk: what the database holds then.
     fn recover(&mut self, disk: &SimFs, same_boot: bool, drawn: u64) -> Result<u64, String> {
-        let key = (disk.state_hash(), same_boot);
-        if let Some(known) = self.shared.known.lock().unwrap().get(&key) {
-            return known.clone();
+        let (hash, ledger) = (disk.state_hash(), self.shared.ledger);
+        if let Some(known) = ledger.find(hash, same_boot) {
+            return known;
         }
         self.counts.opens += 1;
         let reading = match drawn % 16 {
@@ -322,20 +280,27 @@ impl Worker<'_> {
                 false => Err("a second open finds another state".to_string()),
             });
         }
-        self.shared.known.lock().unwrap().insert(key, found.clone());
+        self.counts.states += u64::from(ledger.note(hash, same_boot, found.clone()));
         found
     }
 }
 
+/// What is wrong with what was recovered from this end, or that it is right.
+pub fn explain(run: &Run, shot: &Shot, end: &End) -> String {
+    let (lo, hi) = bounds(shot, end).expect("something was promised");
+    let found = found_on(&end.of(&shot.image));
+    found.map_or_else(|error| error, |found| run.oracle.explain(&found, lo, hi))
+}
+
 /// A run that goes on from what a crash left.
-fn go_on_run(end: &End, image: &Image, seed: u64) -> Run {
+pub fn go_on_run(end: &End, image: &Image, seed: u64) -> Run {
     let base = found_on(&end.of(image)).expect("it was recovered before");
     let workload = Workload::new(seed, 4 + (seed % 8) as usize);
-    workload.run_on(end.of(image), base, *end == End::Kill, |disk| Arc::new(disk))
+    workload.run_on(end.of(image), base, *end == End::Kill, |disk| std::sync::Arc::new(disk))
 }
 
 /// Which steps may be there; `None` if nothing is known.
-fn bounds(shot: &Shot, end: &End) -> Option<(usize, usize)> {
+pub fn bounds(shot: &Shot, end: &End) -> Option<(usize, usize)> {
     let lo = if *end == End::Kill { Some(shot.bounds.kill) } else { shot.bounds.power };
     lo.map(|lo| (lo, shot.bounds.begun))
 }
@@ -346,93 +311,4 @@ fn draw(seed: u64, index: usize, number: usize) -> u64 {
     bytes[8..16].copy_from_slice(&index.to_le_bytes());
     bytes[16..].copy_from_slice(&number.to_le_bytes());
     xxh3_64(&bytes)
-}
-
-/// Opens, checks and closes.
-pub fn recover(disk: &SimFs, reading: Reading) -> Result<u64, String> {
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        let db = open(Arc::new(disk.clone())).map_err(|error| format!("open failed: {error}"))?;
-        check_files(&db, disk, dir())?;
-        print_of(&db, reading).map_err(|error| format!("reading failed: {error}"))
-    }));
-    result.unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(&*panic))))
-}
-
-pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
-}
-
-/// Opens without threads.
-pub fn open(fs: Arc<dyn Fs>) -> esker::Result<Db> {
-    // Made once: it asks the operating system how many cores there are.
-    static OPTIONS: LazyLock<Options> = LazyLock::new(Options::tiny);
-    Db::open_on(fs, Runtime::alone(), DIR, OPTIONS.clone())
-}
-
-/// Everything that a database on this disk holds.
-pub fn found_on(disk: &SimFs) -> Result<Contents, String> {
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        let db = open(Arc::new(disk.clone()))?;
-        contents_of(&db)
-    }));
-    match result {
-        Ok(found) => found.map_err(|error| error.to_string()),
-        Err(panic) => Err(format!("panicked: {}", panic_text(&*panic))),
-    }
-}
-
-fn report(path: &Path, actions: usize, shot: &Shot, end: &End, text: &str) -> String {
-    format!(
-        "{text}\nafter: {}\nend: {end:?}\nbounds: {:?}\nto see it alone:\n  \
-         ESKER_CRASH_CASE={} ESKER_CRASH_ACTIONS={actions} cargo test --features testing --test it \
-         crash::one_case -- --nocapture\n",
-        shot.label.trim(),
-        shot.bounds,
-        path_text(path),
-    )
-}
-
-/// Runs one case again, with everything that led to it. `None` if it passes.
-pub fn show_case(case: &str, actions: usize, plan: &Plan) -> Option<Violation> {
-    let parts: Path = case
-        .split('/')
-        .map(|part| {
-            let numbers: Vec<u64> = part.split(':').map(|n| n.parse().unwrap()).collect();
-            (numbers[0], numbers[1] as usize, numbers[2] as usize)
-        })
-        .collect();
-    let mut run = Workload::new(parts[0].0, actions).run();
-    for (depth, &(seed, index, number)) in parts.iter().enumerate() {
-        let shot = &run.shots[index];
-        let end = ends(&shot.image, plan, draw(seed, index, 0))[number].clone();
-        println!("--- run {depth}, seed {seed}: the calls up to moment {index}");
-        for (i, before) in run.shots[..=index].iter().enumerate().skip(index.saturating_sub(60)) {
-            let bounds = before.bounds;
-            println!(
-                "{i:5} {:?} {:?} {:3} {}",
-                bounds.kill, bounds.power, bounds.begun, before.label
-            );
-        }
-        println!("--- pending:\n{}", shot.image.describe_pending().join("\n"));
-        println!("--- then: {end:?}");
-        if depth + 1 < parts.len() {
-            run = go_on_run(&end, &shot.image, parts[depth + 1].0);
-            continue;
-        }
-        println!("--- the recovery:");
-        let disk = end.of(&shot.image);
-        let trace = TraceFs::with_reads(Arc::new(disk.clone()));
-        let opened = catch_unwind(AssertUnwindSafe(|| open(Arc::new(trace.clone())).map(drop)));
-        println!("{}\n{opened:?}", trace.take().join("\n"));
-        let (lo, hi) = bounds(shot, &end)?;
-        let disk = end.of(&shot.image);
-        let text = match recover(&disk, Reading::Forward) {
-            Err(error) => error,
-            Ok(print) if run.oracle.admits(print, lo, hi) => return None,
-            Ok(_) => run.oracle.explain(&found_on(&end.of(&shot.image)).unwrap(), lo, hi),
-        };
-        return Some(Violation { path: parts.clone(), text });
-    }
-    None
 }

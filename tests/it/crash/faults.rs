@@ -1,6 +1,10 @@
 //! Every call fails once: the engine neither panics nor hangs, its errors have a kind, reads go
 //! on, and what was acknowledged is found when the database is opened again.
 //!
+//! A run of 500 actions is cut into sessions of 25, between which the database is opened anew. A
+//! case begins where a session began, on the disk that the sessions before left, has its fault
+//! there, and ends some actions into the next session: a twentieth of the work of the whole run.
+//!
 //! After a fault the steps that got a place in the order are those that may be in the log. Those
 //! before the last acknowledged one, after a crash, are all there: an error in the middle that the
 //! engine recovered from by itself left no step behind.
@@ -18,97 +22,155 @@ use esker::fs::trace::TraceFs;
 use esker::runtime::Runtime;
 use esker::{Db, ErrorKind, KeyspaceOptions, Options};
 
-use crate::crash::enumerate::{found_on, panic_text, recover};
 use crate::crash::oracle::Reading;
-use crate::crash::setting;
-use crate::crash::workload::{DIR, Run, Workload};
+use crate::crash::recovery::{found_on, panic_text, recover};
+use crate::crash::workload::{DIR, Run, Session, Workload};
+use crate::crash::{quota, setting};
 
-const SEED: u64 = 3;
+/// After the session of the fault.
+const ACTIONS_AFTER: usize = 6;
+const SESSION_ACTIONS: usize = 25;
+/// A case takes some tens of milliseconds; one that takes so long hangs.
+const HANGS_AFTER: Duration = Duration::from_secs(30);
 
-fn run(actions: usize, fault: Option<Fault>) -> (Run, u64) {
-    // A single case is watched, to show what led to it.
-    let watch = std::env::var("ESKER_FAULT_CASE").is_ok();
-    let workload = Workload { watch, faulty: true, ..Workload::new(SEED, actions) };
-    let mut fired = None;
-    let run = workload.run_behind(|disk: SimFs| {
-        let fs = FaultFs::over_sim(disk);
-        fault.into_iter().for_each(|fault| fs.arm(fault));
-        fired = Some(fs.clone());
-        Arc::new(fs)
-    });
-    (run, fired.map_or(0, |fs| fs.fired()))
+/// One fault: in which session, which of its calls, and how.
+#[derive(Clone, Debug, PartialEq)]
+struct Case {
+    session: usize,
+    call: u64,
+    kind: FaultKind,
+    name: String,
 }
 
-/// Runs with a fault; says what went wrong, or `None` if the fault did not fit its call.
-fn check(
-    actions: usize,
-    kind: FaultKind,
-    call: u64,
-    left: Survival,
-) -> Result<Option<bool>, String> {
-    let fault = Fault::new(kind).nth(call).leaving(left);
-    let (sender, receiver) = mpsc::channel();
-    // In a thread of its own, so that a hang is seen.
-    std::thread::spawn(move || {
-        let result = catch_unwind(AssertUnwindSafe(|| run(actions, Some(fault))));
-        let _ = sender.send(result.map_err(|panic| panic_text(&*panic)));
-    });
-    let result = receiver.recv_timeout(Duration::from_secs(8)).map_err(|_| "hangs".to_string())?;
-    let (run, fired) = result.map_err(|text| format!("panics: {text}"))?;
-    if fired == 0 {
-        return Ok(None);
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{:?}", self.session, self.call, self.kind)
     }
-    for error in &run.errors {
-        let typed = ["Degraded", "NoSpace", "Io(", "Corruption", "Closed"]
-            .iter()
-            .any(|k| error.contains(k));
-        if !typed {
-            return Err(format!("an error without a fitting kind: {error}"));
+}
+
+impl Case {
+    /// What a sync that fails leaves.
+    fn left(&self) -> Survival {
+        match self.call % 3 {
+            0 => Survival::NothingUnsynced,
+            1 => Survival::Everything,
+            _ => Survival::Random { seed: self.call, tear: 16, hole: Hole::Garbage },
         }
     }
-    for shot in run.shots.iter().filter(|shot| shot.label.contains("--")) {
-        println!("{:?} {}", shot.bounds, shot.label);
+}
+
+/// The run without faults, and where its sessions begin.
+struct Sweep {
+    workload: Workload,
+    sessions: Vec<Session>,
+}
+
+impl Sweep {
+    fn new(seed: u64, actions: usize) -> Sweep {
+        let session_actions = SESSION_ACTIONS;
+        let workload = Workload { watch: false, session_actions, ..Workload::new(seed, actions) };
+        let sessions = workload.run().sessions;
+        Sweep { workload, sessions }
     }
-    let image = run.disk.snapshot();
-    let begun = run.bounds.begun;
-    let mut ends = vec![("kill", image.kill(), run.bounds.kill)];
+
+    /// The actions of a session, and so many of the next.
+    fn actions(&self, session: usize, after: usize) -> Vec<usize> {
+        let (first, all) = (self.sessions[session].action, self.workload.actions);
+        let next = self.sessions.get(session + 1).map_or(all, |next| next.action + after);
+        (first..next.min(all)).collect()
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        let sessions = 0..self.sessions.len();
+        sessions.flat_map(|session| self.cases_of(session)).collect()
+    }
+
+    /// Each call that the session makes, with each way in which it can fail.
+    fn cases_of(&self, session: usize) -> Vec<Case> {
+        let only = Some(self.actions(session, 0));
+        let workload = Workload { only, ..self.workload.clone() };
+        let mut trace = None;
+        workload.run_from(&self.sessions[session], |disk: SimFs| {
+            let fs = TraceFs::with_reads(Arc::new(disk));
+            trace = Some(fs.clone());
+            Arc::new(fs)
+        });
+        let lines = trace.expect("it ran").take();
+        // Some calls fail by nature: a name that is taken, a directory that is missing.
+        let calls = lines.into_iter().filter(|line| !line.starts_with('!')).zip(0..);
+        calls
+            .flat_map(|(line, call)| {
+                let name = line.split(' ').next().unwrap_or_default().to_string();
+                let case = move |kind| Case { session, call, kind, name: name.clone() };
+                kinds_for(line.split(' ').next().unwrap_or_default()).into_iter().map(case)
+            })
+            .collect()
+    }
+
+    fn run(&self, case: &Case, watch: bool) -> (Run, u64) {
+        let only = Some(self.actions(case.session, ACTIONS_AFTER));
+        let workload = Workload { only, watch, faulty: true, ..self.workload.clone() };
+        let mut fired = None;
+        let run = workload.run_from(&self.sessions[case.session], |disk: SimFs| {
+            let fs = FaultFs::over_sim(disk);
+            fs.arm(Fault::new(case.kind).nth(case.call).leaving(case.left()));
+            fired = Some(fs.clone());
+            Arc::new(fs)
+        });
+        (run, fired.map_or(0, |fs| fs.fired()))
+    }
+
+    /// Runs with a fault; says what went wrong, or `None` if the fault did not fit its call, or
+    /// whether the user met no error.
+    fn check(self: &Arc<Sweep>, case: &Case, watch: bool) -> Result<Option<bool>, String> {
+        let (sender, receiver) = mpsc::channel();
+        let (sweep, its) = (self.clone(), case.clone());
+        // In a thread of its own, so that a hang is seen.
+        std::thread::spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(|| sweep.run(&its, watch)));
+            let _ = sender.send(result.map_err(|panic| panic_text(&*panic)));
+        });
+        let result = receiver.recv_timeout(HANGS_AFTER).map_err(|_| "hangs".to_string())?;
+        let (run, fired) = result.map_err(|text| format!("panics: {text}"))?;
+        for shot in &run.shots {
+            println!("{:?} {}", shot.bounds, shot.label);
+        }
+        if fired == 0 {
+            return Ok(None);
+        }
+        check_errors(&run.errors)?;
+        check_ends(&run, case.kind).map_err(|text| {
+            format!("{text}\n{}", run.errors[..run.errors.len().min(6)].join("\n"))
+        })?;
+        Ok(Some(run.errors.is_empty()))
+    }
+}
+
+fn check_errors(errors: &[String]) -> Result<(), String> {
+    let kinds = ["Degraded", "NoSpace", "Io(", "Corruption", "Closed"];
+    let untyped = errors.iter().find(|error| !kinds.iter().any(|kind| error.contains(kind)));
+    untyped.map_or(Ok(()), |error| Err(format!("an error without a fitting kind: {error}")))
+}
+
+/// What a kill and power cuts at the end leave.
+fn check_ends(run: &Run, kind: FaultKind) -> Result<(), String> {
+    let (image, bounds) = (run.disk.snapshot(), run.bounds);
+    let mut ends = vec![("kill", image.kill(), bounds.kill)];
     // A sync that lies breaks every promise about power, and none about a killed process.
-    let power = run.bounds.power.filter(|_| kind != FaultKind::DroppedSync).unwrap_or(0);
     if kind != FaultKind::DroppedSync {
         for survival in [Survival::NothingUnsynced, Survival::Everything, Survival::DataOnly] {
-            ends.push(("power", image.crash(&survival), power));
+            ends.push(("power", image.crash(&survival), bounds.power.unwrap_or(0)));
         }
     }
     for (end, disk, lo) in ends {
         let again = disk.snapshot();
-        let print = recover(&disk, Reading::Gets).map_err(|text| {
-            format!("{end}: {text}\n{}", run.errors[..run.errors.len().min(6)].join("\n"))
-        })?;
-        if !run.oracle.admits(print, lo, begun) {
+        let print = recover(&disk, Reading::Gets).map_err(|text| format!("{end}: {text}"))?;
+        if !run.oracle.admits(print, lo, bounds.begun) {
             let found = found_on(&again.kill())?;
-            let (text, errors) = (
-                run.oracle.explain(&found, lo, begun),
-                run.errors[..run.errors.len().min(6)].join("\n"),
-            );
-            return Err(format!("{end}: {text}\n{errors}"));
+            return Err(format!("{end}: {}", run.oracle.explain(&found, lo, bounds.begun)));
         }
     }
-    Ok(Some(run.errors.is_empty()))
-}
-
-/// The names of the calls that a run without faults makes, in order.
-fn calls(actions: usize) -> Vec<String> {
-    let workload = Workload { watch: false, ..Workload::new(SEED, actions) };
-    let mut trace = None;
-    workload.run_behind(|disk: SimFs| {
-        let fs = TraceFs::with_reads(Arc::new(disk));
-        trace = Some(fs.clone());
-        Arc::new(fs)
-    });
-    let lines = trace.expect("it ran").take();
-    // Some calls fail by nature: a name that is taken, a directory that is missing.
-    let calls = lines.into_iter().filter(|line| !line.starts_with('!'));
-    calls.map(|line| line.split(' ').next().unwrap_or_default().to_string()).collect()
+    Ok(())
 }
 
 fn kinds_for(name: &str) -> Vec<FaultKind> {
@@ -127,54 +189,56 @@ fn kinds_for(name: &str) -> Vec<FaultKind> {
 struct Tally {
     /// By kind: fired, unnoticed, failed.
     counts: BTreeMap<String, [u64; 3]>,
+    /// The calls that failed at least once, by name.
+    calls: BTreeMap<String, u64>,
     failures: BTreeMap<String, String>,
 }
 
 #[test]
 fn every_call_may_fail_once() {
-    let actions = setting("ESKER_FAULT_ACTIONS", 300) as usize;
-    let quota = Duration::from_secs(setting("ESKER_FAULT_SECONDS", 30));
+    let actions = setting("ESKER_FAULT_ACTIONS", 500) as usize;
+    let (seed, quota) = (setting("ESKER_FAULT_SEED", 3), quota("ESKER_FAULT_SECONDS", 90));
     let only = std::env::var("ESKER_FAULT_CASE").ok();
-    let mut cases: Vec<(FaultKind, u64)> = (0..)
-        .zip(calls(actions))
-        .flat_map(|(call, name)| kinds_for(&name).into_iter().map(move |kind| (kind, call)))
-        .filter(|(kind, call)| only.as_ref().is_none_or(|only| *only == format!("{kind:?}:{call}")))
-        .collect();
+    let began = Instant::now();
+    let sweep = Arc::new(Sweep::new(seed, actions));
+    let mut cases = sweep.cases();
+    cases.retain(|case| only.as_ref().is_none_or(|only| *only == case.to_string()));
     // In an order of its own, so that a quota leaves a fair sample.
-    fastrand::Rng::with_seed(SEED).shuffle(&mut cases);
-    let (began, next, tally) = (Instant::now(), AtomicUsize::new(0), Mutex::new(Tally::default()));
+    fastrand::Rng::with_seed(seed).shuffle(&mut cases);
+    let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while began.elapsed() < quota {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(&(kind, call)) = cases.get(index) else { return };
-                    try_case(actions, kind, call, &tally);
+                while began.elapsed() < quota
+                    && let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let result = sweep.check(case, only.is_some());
+                    note(&mut tally.lock().unwrap(), case, result);
                 }
             });
         }
     });
     let (done, tally) = (next.into_inner().min(cases.len()), tally.into_inner().unwrap());
     let seconds = began.elapsed().as_secs_f64();
-    println!("{done} faults of {} in {seconds:.1} s, over {actions} actions", cases.len());
+    println!(
+        "{done} faults of {} in {seconds:.1} s, over {actions} actions in {} sessions; seed {seed}",
+        cases.len(),
+        sweep.sessions.len(),
+    );
     for (kind, [fired, quiet, failed]) in &tally.counts {
         println!("{fired:7} {kind}: the user met no error in {quiet}; {failed} broke a promise");
+    }
+    for (call, count) in &tally.calls {
+        println!("{count:7} at a call of {call}");
     }
     let failures: Vec<_> = tally.failures.into_values().collect();
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
-fn try_case(actions: usize, kind: FaultKind, call: u64, tally: &Mutex<Tally>) {
-    let left = match call % 3 {
-        0 => Survival::NothingUnsynced,
-        1 => Survival::Everything,
-        _ => Survival::Random { seed: call, tear: 16, hole: Hole::Garbage },
-    };
-    let result = check(actions, kind, call, left);
-    let mut tally = tally.lock().unwrap();
-    let counts = tally.counts.entry(format!("{kind:?}")).or_default();
+fn note(tally: &mut Tally, case: &Case, result: Result<Option<bool>, String>) {
+    let counts = tally.counts.entry(format!("{:?}", case.kind)).or_default();
     match result {
-        Ok(None) => {}
+        Ok(None) => return,
         Ok(Some(quiet)) => {
             counts[0] += 1;
             counts[1] += u64::from(quiet);
@@ -182,12 +246,14 @@ fn try_case(actions: usize, kind: FaultKind, call: u64, tally: &Mutex<Tally>) {
         Err(text) => {
             counts[2] += 1;
             let short: String = text.chars().filter(|c| !c.is_ascii_digit()).take(90).collect();
-            tally
-                .failures
-                .entry(short)
-                .or_insert(format!("ESKER_FAULT_CASE={kind:?}:{call}: {text}"));
+            let text = format!(
+                "{text}\nto see it alone:\n  ESKER_FAULT_CASE={case} \\\n  \
+                 cargo test --all-features --test it crash::faults::every -- --nocapture"
+            );
+            tally.failures.entry(short).or_insert(text);
         }
     }
+    *tally.calls.entry(case.name.clone()).or_default() += 1;
 }
 
 /// Bug: a database whose last handle was dropped while a full disk healed came back without any of
@@ -230,4 +296,37 @@ fn a_repair_while_the_database_closes_drops_nothing() {
         assert_eq!(found.get("more"), Some(&one), "seed {seed}");
         assert_eq!(found.get("default"), Some(&one), "seed {seed}");
     }
+}
+
+/// Bug: a keyspace whose drop failed came back with a hole: its later commits without its earlier
+/// ones. Cause: it did not pin its logs any more from the moment when the drop began, so a flush
+/// of another keyspace let them go though the drop was never durable. Fix: it pins them until it
+/// is.
+#[test]
+fn a_keyspace_whose_drop_failed_comes_back_whole() {
+    let (mut failed, mut came_back) = (0, 0);
+    for seed in 0..150 {
+        let disk = SimFs::new();
+        disk.on_call(Arc::new(|_, _, _| esker::runtime::yield_point()));
+        let fs = FaultFs::over_sim(disk.clone());
+        let runtime = Runtime::stepper(seed);
+        let mut options = Options::tiny();
+        options.threads = 1;
+        let db = Db::open_on(Arc::new(fs.clone()), runtime, DIR, options).unwrap();
+        let more = db.keyspace("more", KeyspaceOptions::new()).unwrap();
+        more.put("first", "1").unwrap();
+        // Some memtables of the other keyspace are being flushed now.
+        (0..12 + seed % 8).for_each(|i| db.put(format!("{i}"), vec![b'x'; 300]).unwrap());
+        more.put("second", "2").unwrap();
+        drop(more);
+        fs.arm(Fault::new(FaultKind::Io).on(Select::all().name("sync").site("log.sync")));
+        failed += u64::from(db.drop_keyspace("more").is_err());
+        drop(db);
+        let found = found_on(&disk.snapshot().kill()).expect("it opens");
+        if let Some(found) = found.get("more") {
+            came_back += 1;
+            assert_eq!(found.len(), 2, "seed {seed}: {found:?}");
+        }
+    }
+    assert!(failed > 20 && came_back > 20, "{failed} drops failed, {came_back} keyspaces are back");
 }

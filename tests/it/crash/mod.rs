@@ -42,18 +42,24 @@
 //! (printed with a violation; shows it alone); `ESKER_FAULT_ACTIONS` (300), `ESKER_FAULT_SECONDS`
 //! (30), `ESKER_FAULT_CASE`; `ESKER_FLIP_ALL=1` for all pairs of codec and read mode.
 
+mod case;
 mod damage;
+mod ends;
 mod enumerate;
 mod faults;
 mod golden;
+mod misplaced;
 mod oracle;
+mod programs;
+mod recovery;
 mod sabotage;
 mod toolkit;
 mod workload;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::crash::enumerate::{Plan, enumerate, show_case};
+use crate::crash::case::{reduced, show_case};
+use crate::crash::enumerate::{Counts, Ledger, Plan, enumerate};
 use crate::crash::workload::Workload;
 
 /// A number from the environment.
@@ -62,28 +68,54 @@ fn setting(name: &str, default: u64) -> u64 {
     text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
+/// How long a regime with a share of the time goes on.
+fn quota(name: &str, seconds: u64) -> Duration {
+    Duration::from_secs(setting(name, seconds))
+}
+
 /// Every moment, crashed once.
 fn plan() -> Plan {
     Plan {
         every: 1,
-        random: 2,
-        subsets_max: 4,
+        random: 3,
+        subsets_max: setting("ESKER_CRASH_SUBSETS", 4) as usize,
         singles: 1,
         again_every: 16,
         deeper_every: Vec::new(),
-        quota: Duration::from_secs(3600),
+        quota: Duration::MAX,
         threads: 2,
     }
 }
 
 /// A sample of moments, crashed up to three times in a row, for as long as there is time.
 fn deep_plan() -> Plan {
-    let quota = Duration::from_secs(setting("ESKER_CRASH_SECONDS", 30));
-    Plan { every: 7, deeper_every: vec![200, 2000], quota, ..plan() }
+    Plan {
+        every: 7,
+        deeper_every: vec![200, 2000],
+        quota: quota("ESKER_CRASH_SECONDS", 45),
+        ..plan()
+    }
 }
 
 fn actions() -> usize {
     setting("ESKER_CRASH_ACTIONS", 1000) as usize
+}
+
+fn first_seed() -> u64 {
+    setting("ESKER_CRASH_SEED", 1)
+}
+
+/// Crashes a workload everywhere; if that finds something, reduces it and panics with it.
+fn must_hold(workload: &Workload, plan: &Plan, ledger: &Ledger) -> Counts {
+    let run = workload.run();
+    match enumerate(&run, workload, plan, ledger) {
+        Ok(counts) => counts,
+        Err(found) => {
+            let quota = quota("ESKER_CRASH_REDUCE_SECONDS", 60);
+            let found = reduced(workload, plan, found, quota);
+            panic!("{}", found.text);
+        }
+    }
 }
 
 #[test]
@@ -98,34 +130,44 @@ fn runs_are_deterministic() {
     assert_eq!(labels(&first), labels(&second));
 }
 
+/// One workload after the other, until enough different states were reached.
 #[test]
 fn every_crash_leads_to_a_state_that_was_promised() {
-    let seed = setting("ESKER_CRASH_SEED", 1);
-    let began = std::time::Instant::now();
-    let run = Workload::new(seed, actions()).run();
-    println!(
-        "seed {seed}: {} steps, {} calls, {} moments, in {:.1} s",
-        run.oracle.len(),
-        run.calls,
-        run.shots.len(),
-        began.elapsed().as_secs_f64(),
-    );
-    for plan in [plan(), deep_plan()] {
-        match enumerate(&run, seed, actions(), &plan) {
-            Ok(counts) => {
-                println!("{counts}");
-                assert!(counts.complete || !plan.deeper_every.is_empty(), "every moment was tried");
-            }
-            Err(violation) => panic!("{}", violation.text),
-        }
+    let target = setting("ESKER_CRASH_STATES", 500_000);
+    let (ledger, began, mut counts) = (Ledger::default(), Instant::now(), Counts::default());
+    let mut seed = first_seed();
+    while ledger.different() < target {
+        let found = must_hold(&Workload::new(seed, actions()), &plan(), &ledger);
+        println!("seed {seed}: {} different states at {} moments", found.states, found.moments);
+        counts.add(&found);
+        seed += 1;
     }
+    println!("{counts}  {:.1} s with the runs themselves", began.elapsed().as_secs_f64());
+    assert_eq!(counts.complete, counts.runs, "every moment was tried");
+    assert_eq!(counts.states, ledger.different());
+}
+
+/// A crash, one during the recovery or soon after, and one during that one's recovery.
+#[test]
+fn crashes_in_a_row_lead_to_states_that_were_promised() {
+    let plan = deep_plan();
+    let (ledger, began, mut counts) = (Ledger::default(), Instant::now(), Counts::default());
+    let mut seed = first_seed();
+    while began.elapsed() < plan.quota {
+        let plan = Plan { quota: plan.quota.saturating_sub(began.elapsed()), ..plan.clone() };
+        counts.add(&must_hold(&Workload::new(seed, actions()), &plan, &ledger));
+        seed += 1;
+    }
+    println!("{counts}");
+    assert!(counts.by_depth.len() == 3 || plan.quota < Duration::from_secs(20), "{counts}");
 }
 
 /// Shows one case: the text of a violation says how.
 #[test]
 fn one_case() {
     let Ok(case) = std::env::var("ESKER_CRASH_CASE") else { return };
-    if let Some(violation) = show_case(&case, actions(), &plan()) {
-        panic!("{}", violation.text);
+    if let Some(text) = show_case(&case, &Workload::from_environment(first_seed(), actions())) {
+        panic!("{text}");
     }
+    println!("it passes");
 }

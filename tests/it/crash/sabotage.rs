@@ -1,24 +1,52 @@
-//! Can the harness fail? Every place in the engine that syncs is switched off in turn, and the
-//! enumeration of a short run must notice.
+//! Can the harness fail? Every place in the engine that syncs, renames or sets a length is switched
+//! off in turn, renames also put out of order with the call that follows them, and every check of a
+//! length switched off: the enumeration of a short run, or of truncations, must notice.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use esker::fs::Fs;
 use esker::fs::intercept::Select;
 use esker::fs::sabotage::{Damage, Place, SabotageFs};
 use esker::fs::sim::SimFs;
+use esker::fs::{Fs, LENGTH_CHECKS, without_length_check};
+use esker::{Compression, ReadMode};
 
-use crate::crash::enumerate::{Plan, enumerate};
+use crate::crash::damage::{Outcome, Subject, in_parallel, subject};
+use crate::crash::enumerate::{Ledger, Plan, enumerate};
 use crate::crash::workload::Workload;
 
 /// Places whose loss no crash can show, and why.
-const REDUNDANT: [(&str, &str); 1] = [(
-    "open.table.sync_dir sync_dir",
-    "before CURRENT names the manifest that names the tables, the directory is synced again, for \
-     the names of the log and of that manifest: log.create.sync_dir, manifest.create.sync_dir",
-)];
+const REDUNDANT: [(&str, &str); 5] = [
+    (
+        "open.table.sync_dir sync_dir Skip",
+        "before CURRENT names the manifest that names the tables, the directory is synced again, \
+         for the names of the log and of that manifest: log.create.sync_dir, \
+         manifest.create.sync_dir",
+    ),
+    (
+        "length current.bytes",
+        "it bounds the memory for a CURRENT that cannot be right: the line is compared with the \
+         only one that is",
+    ),
+    (
+        "length table.bytes.least",
+        "a table that is so short has no whole header, or ends in bytes that are no footer",
+    ),
+    (
+        "length table.bytes.manifest",
+        "the footer is found from the end of the file and its checksum is bound to its offset, so \
+         a table of another length has none",
+    ),
+    (
+        "length block.lz4",
+        "it bounds the memory for a block whose checksum is right already: only a bug of the \
+         writer could get there",
+    ),
+];
+
+const ACTIONS: usize = 120;
+const SEEDS: u64 = 4;
 
 fn plan() -> Plan {
     Plan {
@@ -33,14 +61,7 @@ fn plan() -> Plan {
     }
 }
 
-const ACTIONS: usize = 120;
-const SEEDS: u64 = 4;
-
-fn name_of((site, call): &Place) -> String {
-    format!("{} {call}", site.unwrap_or("(no name)"))
-}
-
-/// The places that sync in runs of these seeds, and how often.
+/// The places that sync, rename or set a length in runs of these seeds, and how often.
 fn places() -> BTreeMap<Place, u64> {
     let mut all = BTreeMap::new();
     for seed in 0..SEEDS {
@@ -53,7 +74,7 @@ fn places() -> BTreeMap<Place, u64> {
         });
         let fs: SabotageFs = seen.lock().unwrap().take().expect("it ran");
         for (place, count) in fs.seen() {
-            if matches!(place.1, "sync" | "sync_dir") {
+            if matches!(place.1, "sync" | "sync_dir" | "rename" | "set_len") {
                 *all.entry(place).or_default() += count;
             }
         }
@@ -61,7 +82,7 @@ fn places() -> BTreeMap<Place, u64> {
     all
 }
 
-/// The first violation with this place switched off, of any seed.
+/// The first violation with this place damaged, of any seed.
 fn noticed(place: &Place, damage: Damage) -> Option<String> {
     let select = Select::all().name(place.1);
     let select = match place.0 {
@@ -70,41 +91,124 @@ fn noticed(place: &Place, damage: Damage) -> Option<String> {
     };
     (0..SEEDS).find_map(|seed| {
         let select = select.clone();
+        let workload = Workload::new(seed, ACTIONS);
         let run = std::panic::catch_unwind(|| {
-            Workload::new(seed, ACTIONS)
+            workload
                 .run_behind(move |disk| Arc::new(SabotageFs::all(Arc::new(disk), damage, select)))
         });
         match run {
-            Ok(run) => enumerate(&run, seed, ACTIONS, &plan()).err().map(|found| found.text),
+            Ok(run) => {
+                let found = enumerate(&run, &workload, &plan(), &Ledger::default());
+                found.err().map(|found| found.text)
+            }
             Err(_) => Some("the run itself failed".to_string()),
         }
     })
 }
 
-#[test]
-fn every_sync_that_is_left_out_is_noticed() {
-    let places = places();
-    assert!(places.keys().all(|place| place.0.is_some()), "every sync has a name: {places:?}");
-    let (mut seen, mut blind) = (Vec::new(), Vec::new());
-    for (place, count) in &places {
-        let name = name_of(place);
-        match noticed(place, Damage::Skip) {
-            Some(text) => {
-                let first = text.lines().next().unwrap_or_default().to_string();
-                println!("noticed    {name} ({count} calls): {first}");
-                seen.push(name);
+/// What the harness made of every place so far.
+#[derive(Default)]
+struct Score {
+    seen: Vec<String>,
+    redundant: Vec<String>,
+    blind: Vec<String>,
+}
+
+impl Score {
+    /// Prints the line of a place that was seen so many times.
+    fn note(&mut self, name: String, count: &str, noticed: Option<String>) {
+        let why = REDUNDANT.iter().find(|(redundant, _)| *redundant == name).map(|(_, why)| why);
+        match (noticed, why) {
+            (Some(text), _) => {
+                let first = text.lines().next().unwrap_or_default();
+                println!("noticed    {name} ({count}): {first}");
+                self.seen.push(name);
             }
-            None => match REDUNDANT.iter().find(|(redundant, _)| *redundant == name) {
-                Some((_, why)) => println!("redundant  {name} ({count} calls): {why}"),
-                None => {
-                    println!("NOT SEEN   {name} ({count} calls)");
-                    blind.push(name);
-                }
-            },
+            (None, Some(why)) => {
+                println!("redundant  {name} ({count}): {why}");
+                self.redundant.push(name);
+            }
+            (None, None) => {
+                println!("NOT SEEN   {name} ({count})");
+                self.blind.push(name);
+            }
         }
     }
-    println!("score: {} of {} noticed, {} redundant", seen.len(), places.len(), REDUNDANT.len());
-    let stale = REDUNDANT.iter().find(|(name, _)| seen.iter().any(|seen| seen == name));
-    assert_eq!(stale, None, "said to be redundant, and noticed");
-    assert!(blind.is_empty(), "left out and not noticed: {blind:?}");
+
+    fn check(&self) {
+        let all = self.seen.len() + self.redundant.len() + self.blind.len();
+        println!(
+            "score: {} of {all} noticed, {} redundant, {} not seen",
+            self.seen.len(),
+            self.redundant.len(),
+            self.blind.len()
+        );
+        let stale = REDUNDANT.iter().find(|(name, _)| self.seen.iter().any(|seen| seen == name));
+        assert_eq!(stale, None, "said to be redundant, and noticed");
+        assert!(self.blind.is_empty(), "left out and not noticed: {:?}", self.blind);
+    }
+}
+
+#[test]
+fn every_sync_and_rename_that_is_left_out_or_late_is_noticed() {
+    let places = places();
+    assert!(places.keys().all(|place| place.0.is_some()), "every place has a name: {places:?}");
+    let mut score = Score::default();
+    for (place, count) in &places {
+        let damages: &[Damage] = match place.1 {
+            // Its order with the sync that makes it durable is what counts. That of a sync with the
+            // next call is mostly free: a file may be synced before or after its name.
+            "rename" => &[Damage::Skip, Damage::Delay],
+            _ => &[Damage::Skip],
+        };
+        for damage in damages {
+            let name = format!("{} {} {damage:?}", place.0.unwrap_or_default(), place.1);
+            score.note(name, &format!("{count} calls"), noticed(place, *damage));
+        }
+    }
+    score.check();
+}
+
+/// What becomes of a database with a file of every other length, with or without a check.
+fn outcomes(subject: &Subject, off: Option<&'static str>) -> Vec<Result<Outcome, String>> {
+    let files = subject.files();
+    let lens = |bytes: &[u8]| bytes.len() + 80;
+    let all: Vec<(usize, usize)> = (0..files.len())
+        .flat_map(|file| (0..lens(&files[file].1)).map(move |len| (file, len)))
+        .collect();
+    let outcomes = Mutex::new(vec![Ok(Outcome::Right); all.len()]);
+    in_parallel(all.len(), Duration::MAX, |number| {
+        let (path, bytes) = &files[all[number].0];
+        let mut bytes = bytes.clone();
+        bytes.resize(all[number].1, 0);
+        let outcome = || subject.outcome_with(&[(path.clone(), bytes)]);
+        let outcome = match off {
+            Some(name) => without_length_check(name, outcome),
+            None => outcome(),
+        };
+        outcomes.lock().unwrap()[number] = outcome;
+    });
+    outcomes.into_inner().unwrap()
+}
+
+/// A length check is noticed if without it damage that was refused is accepted, or worse.
+#[test]
+fn every_length_check_that_is_left_out_is_noticed() {
+    let mut score = Score::default();
+    let codecs = [(Compression::None, ReadMode::Pread), (Compression::Lz4, ReadMode::Mapped)];
+    let subjects = codecs.map(|(compression, mode)| subject(5, 16, compression, mode));
+    let right: Vec<_> = subjects.iter().map(|subject| outcomes(subject, None)).collect();
+    for name in LENGTH_CHECKS {
+        let noticed = subjects.iter().zip(&right).find_map(|(subject, right)| {
+            let without = outcomes(subject, Some(name));
+            let mut worse = right.iter().zip(&without).filter(|(right, without)| {
+                matches!(right, Ok(Outcome::Corruption)) && right != without
+            });
+            let first = worse.next()?;
+            Some(format!("{:?} instead of {:?}, and {} more", first.1, first.0, worse.count()))
+        });
+        let count: usize = right.iter().map(Vec::len).sum();
+        score.note(format!("length {name}"), &format!("{count} lengths"), noticed);
+    }
+    score.check();
 }

@@ -15,7 +15,8 @@ use esker::{
     Keyspace, KeyspaceOptions, Options, Outcome,
 };
 
-use crate::crash::enumerate::{End, ends, panic_text};
+use crate::crash::ends::{End, ends};
+use crate::crash::recovery::panic_text;
 use crate::crash::{plan, setting};
 
 /// What was promised: of each event how, and with what answer.

@@ -6,6 +6,11 @@
 //! them. Creating and dropping a keyspace take theirs when they are called, while nobody else
 //! writes.
 
+mod actions;
+mod script;
+
+pub use crate::crash::workload::script::Verb;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -15,14 +20,15 @@ use std::time::Duration;
 
 use esker::fs::Fs;
 use esker::fs::sim::{Image, Phase, SimFs};
-use esker::runtime::{Priority, Runtime, yield_point};
+use esker::runtime::{Runtime, yield_point};
 use esker::{
-    Append, BreakerState, Compression, Counter, Db, Durability, Error, Filter, Keyspace,
-    KeyspaceOptions, Options, ReadMode, Ticket,
+    Append, Compression, Counter, Db, Durability, Error, Filter, Keyspace, KeyspaceOptions,
+    Options, ReadMode, Snapshot, Ticket,
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::crash::oracle::{
-    Contents, Kind, Op, Oracle, Step, apply, contents_of, kind_of, print_of_contents,
+    Contents, Kind, Oracle, Step, apply, contents_of, kind_of, print_of_contents,
 };
 
 /// Where the database lies.
@@ -43,6 +49,13 @@ pub struct Workload {
     pub seed: u64,
     /// How many actions. Most are commits.
     pub actions: usize,
+    /// Only these of them: what a failure is reduced to. Each action draws from a generator of its
+    /// own, so that leaving out some does not change the others.
+    pub only: Option<Vec<usize>>,
+    /// These verbs instead of drawn actions.
+    pub script: Option<Vec<Verb>>,
+    /// The database is closed and opened again after so many actions, if not before.
+    pub session_actions: usize,
     /// Whether images are taken.
     pub watch: bool,
     /// Errors of the engine are expected: something fails its calls.
@@ -82,6 +95,17 @@ pub struct Run {
     pub calls: u64,
     /// Equal in every run of the same program.
     pub schedules: u64,
+    /// What each session began with.
+    pub sessions: Vec<Session>,
+}
+
+/// What a database held when it was opened, to begin there again.
+#[derive(Clone)]
+pub struct Session {
+    /// The action during which it was opened.
+    pub action: usize,
+    pub image: Image,
+    pub contents: Contents,
 }
 
 #[derive(Default)]
@@ -122,6 +146,11 @@ impl Watch {
             let shot = Shot { image, bounds: self.bounds(), label };
             self.shots.lock().unwrap().push(shot);
         }
+    }
+
+    /// Takes images from now on, or no more.
+    fn watch(&self, is_on: bool) {
+        self.is_on.store(is_on, Ordering::Relaxed);
     }
 
     /// Gives a step its place in the order.
@@ -201,6 +230,21 @@ fn keyspace_options(name: &str) -> KeyspaceOptions {
     }
 }
 
+/// What an action draws from.
+fn generator_of(seed: u64, action: usize) -> fastrand::Rng {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..].copy_from_slice(&(action as u64).to_le_bytes());
+    fastrand::Rng::with_seed(xxh3_64(&bytes))
+}
+
+/// A snapshot that a run holds, and what it must show.
+struct Held {
+    snapshot: Snapshot,
+    handles: BTreeMap<String, Keyspace>,
+    contents: Contents,
+}
+
 /// The user of a run.
 struct User {
     workload: Workload,
@@ -217,15 +261,54 @@ struct User {
     schedules: u64,
     handles: BTreeMap<String, Keyspace>,
     tickets: VecDeque<(usize, Durability, Ticket)>,
+    snapshots: VecDeque<Held>,
     errors: Vec<String>,
     /// There was one in this session.
     failed: bool,
     serial: u64,
+    sessions: Vec<Session>,
+    /// Actions of this session so far.
+    acted: usize,
 }
 
 impl Workload {
     pub fn new(seed: u64, actions: usize) -> Workload {
-        Workload { seed, actions, watch: true, faulty: false }
+        Workload {
+            seed,
+            actions,
+            only: None,
+            script: None,
+            session_actions: usize::MAX,
+            watch: true,
+            faulty: false,
+        }
+    }
+
+    /// A program of these verbs; the seed draws options and schedules.
+    pub fn scripted(seed: u64, script: Vec<Verb>) -> Workload {
+        Workload { script: Some(script), ..Workload::new(seed, 0) }
+    }
+
+    /// What the environment says, over a seed and a number of actions.
+    pub fn from_environment(seed: u64, actions: usize) -> Workload {
+        let text = |name| std::env::var(name).ok();
+        let only = text("ESKER_CRASH_ONLY");
+        let only = only.map(|only| only.split(',').map(|n| n.parse().unwrap()).collect());
+        let script = text("ESKER_CRASH_SCRIPT").map(|script| script::parsed(&script));
+        Workload { only, script, ..Workload::new(seed, actions) }
+    }
+
+    /// The variables that make it again, with its seed.
+    pub fn settings(&self) -> String {
+        if let Some(script) = &self.script {
+            return format!("ESKER_CRASH_SCRIPT={}", script::text(script));
+        }
+        let mut text = format!("ESKER_CRASH_ACTIONS={}", self.actions);
+        if let Some(only) = &self.only {
+            let numbers: Vec<String> = only.iter().map(ToString::to_string).collect();
+            text += &format!(" ESKER_CRASH_ONLY={}", numbers.join(","));
+        }
+        text
     }
 
     /// Runs on an empty disk.
@@ -237,6 +320,11 @@ impl Workload {
     pub fn run_behind(&self, wrap: impl FnOnce(SimFs) -> Arc<dyn Fs>) -> Run {
         let base = Contents::from([("default".into(), BTreeMap::new())]);
         self.run_on(SimFs::new(), base, false, wrap)
+    }
+
+    /// Runs from where a session of another run of this workload began.
+    pub fn run_from(&self, session: &Session, wrap: impl FnOnce(SimFs) -> Arc<dyn Fs>) -> Run {
+        self.run_on(session.image.kill(), session.contents.clone(), false, wrap)
     }
 
     /// Runs on a disk that holds `base`, through what `wrap` puts before it. `killed` says that a
@@ -269,38 +357,58 @@ impl Workload {
             schedules: 0,
             handles: BTreeMap::new(),
             tickets: VecDeque::new(),
+            snapshots: VecDeque::new(),
             errors: Vec::new(),
             failed: false,
             serial: 0,
+            sessions: Vec::new(),
+            acted: 0,
         };
         user.run();
         disk.clear_hook();
-        let (errors, schedules) = (user.errors, user.schedules);
+        let (errors, schedules, sessions) = (user.errors, user.schedules, user.sessions);
         let bounds = watch.bounds();
         let steps = std::mem::take(&mut watch.progress.lock().unwrap().steps);
         let shots = std::mem::take(&mut *watch.shots.lock().unwrap());
         let calls = disk.calls();
-        Run { oracle: Oracle::new(base, steps), shots, disk, bounds, errors, calls, schedules }
+        let oracle = Oracle::new(base, steps);
+        Run { oracle, shots, disk, bounds, errors, calls, schedules, sessions }
     }
 }
 
 impl User {
     fn run(&mut self) {
-        if !self.open() {
-            return;
+        if let Some(script) = self.workload.script.clone() {
+            return self.perform_all(&script);
         }
-        for _ in 0..self.workload.actions {
-            if self.db.is_none() && !self.open() {
+        let all = || (0..self.workload.actions).collect();
+        for action in self.workload.only.clone().unwrap_or_else(all) {
+            self.begin_action(action);
+            if self.db.is_none() && !self.open(action) {
                 return;
             }
             self.act();
             self.catch_up();
+            self.acted += 1;
+            if self.acted >= self.workload.session_actions {
+                let clean = self.random.bool();
+                self.end_session(clean);
+            }
         }
         let clean = self.random.bool();
         self.end_session(clean);
     }
 
-    fn open(&mut self) -> bool {
+    fn begin_action(&mut self, action: usize) {
+        self.random = generator_of(self.workload.seed, action);
+        // So that no value is written twice, whichever actions are left out.
+        self.serial = action as u64 * 1000;
+    }
+
+    fn open(&mut self, action: usize) -> bool {
+        let (image, contents) = (self.watch.disk.snapshot(), self.contents.clone());
+        self.sessions.push(Session { action, image, contents });
+        self.acted = 0;
         let runtime = Runtime::stepper(self.random.u64(..));
         let options = options(&mut self.random);
         let opened = Db::open_on(self.fs.clone(), runtime.clone(), DIR, options);
@@ -353,6 +461,7 @@ impl User {
 
     fn end_session(&mut self, clean: bool) {
         self.take_tickets(0);
+        self.release_snapshots(0);
         self.handles.clear();
         let Some(db) = self.db.take() else { return };
         if clean {
@@ -394,312 +503,5 @@ impl User {
             apply(&mut self.contents, step, &mut 0);
         }
         self.applied = upto;
-    }
-
-    fn act(&mut self) {
-        match self.random.u32(..1000) {
-            0..475 => self.single(),
-            475..500 => self.large(),
-            500..620 => self.batch(Durability::Process),
-            620..700 => self.batch(Durability::Disk),
-            700..800 => self.asynchronous(),
-            800..830 => self.take_tickets(0),
-            830..860 => self.burst(),
-            860..885 => self.sync(),
-            885..915 => self.create(),
-            915..940 => self.drop_one(),
-            940..955 => self.flush(),
-            955..965 => self.compact(),
-            965..975 => self.settle(),
-            975..985 => {
-                let clean = self.random.bool();
-                self.end_session(clean);
-            }
-            _ => self.overwrite(),
-        }
-    }
-
-    fn db(&self) -> Db {
-        self.db.clone().expect("open")
-    }
-
-    // What is written.
-
-    fn value(&mut self) -> Vec<u8> {
-        self.serial += 1;
-        let mut value = format!("{}:", self.serial).into_bytes();
-        let padding = match self.random.u8(..20) {
-            0..14 => self.random.usize(..24),
-            14..19 => self.random.usize(..160),
-            _ => self.random.usize(300..900),
-        };
-        value.resize(value.len() + padding, b'.');
-        value
-    }
-
-    fn key(&mut self) -> Vec<u8> {
-        match self.random.u8(..40) {
-            0 => Vec::new(),
-            1 => [b"long".as_slice(), &[b'k'; 80]].concat(),
-            _ => format!("k{:02}", self.random.u8(..30)).into_bytes(),
-        }
-    }
-
-    /// An operation on one of these keyspaces.
-    fn op(&mut self, names: &[String]) -> Op {
-        let name = names[self.random.usize(..names.len())].clone();
-        let (key, kind) = (self.key(), kind_of(&name));
-        let random = self.random.u8(..10);
-        match (kind, random) {
-            (_, 0..2) => Op::Delete(name, key),
-            (Kind::Plain, _) => Op::Put(name, key, self.value()),
-            (Kind::Counter, 2) => {
-                let number = i64::from(self.random.i32(..)).to_le_bytes();
-                Op::Put(name, key, number.to_vec())
-            }
-            (Kind::Counter, _) => {
-                self.serial += 1;
-                let delta = (self.serial as i64) << self.random.u8(..20);
-                Op::Merge(name, key, delta.to_le_bytes().to_vec())
-            }
-            (Kind::Append, 2) => Op::Put(name, key, self.value()),
-            (Kind::Append, _) => {
-                self.serial += 1;
-                Op::Merge(name, key, format!("+{}", self.serial).into_bytes())
-            }
-        }
-    }
-
-    fn ops(&mut self, count: usize) -> Vec<Op> {
-        let names: Vec<String> = self.handles.keys().cloned().collect();
-        (0..count).map(|_| self.op(&names)).collect()
-    }
-
-    // Actions.
-
-    fn single(&mut self) {
-        let op = self.ops(1).remove(0);
-        let step = Step::Commit(vec![op.clone()]);
-        let handles = &self.handles;
-        let (place, result) = commit(step, || match &op {
-            Op::Put(name, key, value) => handles[name].put(key, value),
-            Op::Delete(name, key) => handles[name].delete(key),
-            Op::Merge(name, key, operand) => handles[name].merge(key, operand),
-        });
-        self.acknowledged("single", place, result, Durability::Process);
-    }
-
-    /// One key again and again, so that compactions have something to fold.
-    fn overwrite(&mut self) {
-        for _ in 0..self.random.usize(2..6) {
-            self.single();
-            self.catch_up();
-        }
-    }
-
-    /// One that fits no ordinary log file.
-    fn large(&mut self) {
-        let value = [self.value(), vec![b'l'; self.random.usize(800..6000)]].concat();
-        let ops = vec![Op::Put("default".into(), self.key(), value)];
-        let mut batch = self.db().batch();
-        fill(&mut batch, &self.handles, &ops);
-        let result = commit(Step::Commit(ops), || batch.commit_with(Durability::Disk));
-        self.acknowledged("large", result.0, result.1, Durability::Disk);
-    }
-
-    fn acknowledged(
-        &mut self,
-        what: &str,
-        place: Option<usize>,
-        result: Result<(), Error>,
-        durability: Durability,
-    ) {
-        if self.note(what, result).is_some() {
-            let place = place.expect("an acknowledged commit was stored");
-            self.watch.acknowledge(place, durability, what);
-        }
-    }
-
-    fn batch(&mut self, durability: Durability) {
-        let count = self.random.usize(1..8);
-        let ops = self.ops(count);
-        let mut batch = self.db().batch();
-        fill(&mut batch, &self.handles, &ops);
-        let (place, result) = commit(Step::Commit(ops), || batch.commit_with(durability));
-        self.acknowledged("batch", place, result, durability);
-    }
-
-    fn asynchronous(&mut self) {
-        let count = self.random.usize(1..4);
-        let ops = self.ops(count);
-        let durability = if self.random.bool() { Durability::Disk } else { Durability::Process };
-        let mut batch = self.db().batch();
-        fill(&mut batch, &self.handles, &ops);
-        let (place, result) = commit(Step::Commit(ops), || batch.commit_async_with(durability));
-        if let Some(ticket) = self.note("asynchronous", result) {
-            let place = place.expect("a commit with a ticket was stored");
-            self.tickets.push_back((place, durability, ticket));
-        }
-        let leave = self.random.usize(..5);
-        self.take_tickets(leave);
-    }
-
-    /// Waits for tickets until `leave` are left.
-    fn take_tickets(&mut self, leave: usize) {
-        while self.tickets.len() > leave {
-            let (place, durability, ticket) = self.tickets.pop_front().expect("some are left");
-            if self.random.u8(..8) == 0 {
-                continue; // Dropping a ticket cancels nothing.
-            }
-            let result = ticket.wait();
-            self.acknowledged("ticket", Some(place), result, durability);
-        }
-    }
-
-    /// Several threads commit at once.
-    fn burst(&mut self) {
-        let runtime = self.runtime.clone().expect("open");
-        let errors = Arc::new(Mutex::new(Vec::new()));
-        let tasks: Vec<_> = (0..self.random.usize(2..4))
-            .map(|_| {
-                let count = self.random.usize(1..5);
-                let commits: Vec<(Vec<Op>, Durability)> = (0..count)
-                    .map(|_| {
-                        let disk = self.random.u8(..3) == 0;
-                        let durability = if disk { Durability::Disk } else { Durability::Process };
-                        let count = self.random.usize(1..4);
-                        (self.ops(count), durability)
-                    })
-                    .collect();
-                let (db, handles) = (self.db(), self.handles.clone());
-                let (watch, errors) = (self.watch.clone(), errors.clone());
-                let write = move || {
-                    for (ops, durability) in commits {
-                        let mut batch = db.batch();
-                        fill(&mut batch, &handles, &ops);
-                        let step = Step::Commit(ops);
-                        let (place, result) = commit(step, || batch.commit_with(durability));
-                        match result {
-                            Ok(()) => {
-                                let place = place.expect("an acknowledged commit was stored");
-                                watch.acknowledge(place, durability, "burst");
-                            }
-                            Err(error) => errors.lock().unwrap().push(error),
-                        }
-                    }
-                };
-                runtime.spawn("writer", Priority::Normal, write).expect("a thread")
-            })
-            .collect();
-        tasks.into_iter().for_each(esker::runtime::Task::join);
-        for error in std::mem::take(&mut *errors.lock().unwrap()) {
-            self.note("burst", Err::<(), _>(error));
-        }
-    }
-
-    /// The last step that a sync or a flush covers. After an error some may be unknown.
-    fn all_so_far(&self) -> usize {
-        let bounds = self.watch.bounds();
-        if self.failed { bounds.kill } else { bounds.begun }
-    }
-
-    fn sync(&mut self) {
-        let begun = self.all_so_far();
-        let synced = self.db().sync();
-        if self.note("sync", synced).is_some() {
-            self.watch.acknowledge(begun, Durability::Disk, "sync");
-        }
-    }
-
-    fn create(&mut self) {
-        let name = format!("{}{}", ["p", "c", "a"][self.random.usize(..3)], self.random.u8(..2));
-        if self.contents.contains_key(&name) {
-            return self.single();
-        }
-        if self.is_refusing() {
-            let created = self.db().keyspace(&name, keyspace_options(&name));
-            if let Some(keyspace) = self.note("create", created) {
-                // Healed meanwhile.
-                let place = self.watch.begin(Step::Create(name.clone()));
-                self.handles.insert(name, keyspace);
-                self.watch.acknowledge(place, Durability::Disk, "create");
-            }
-            return;
-        }
-        let place = self.watch.begin(Step::Create(name.clone()));
-        let created = self.db().keyspace(&name, keyspace_options(&name));
-        if created.is_err() {
-            // Writes go on only after a repair, which leaves it out.
-            self.watch.progress.lock().unwrap().last_is_ghost = true;
-        }
-        if let Some(keyspace) = self.note("create", created) {
-            self.handles.insert(name, keyspace);
-            self.watch.acknowledge(place, Durability::Disk, "create");
-        }
-    }
-
-    fn drop_one(&mut self) {
-        let names: Vec<String> =
-            self.handles.keys().filter(|name| *name != "default").cloned().collect();
-        if names.is_empty() {
-            return self.single();
-        }
-        let name = names[self.random.usize(..names.len())].clone();
-        if self.is_refusing() {
-            let dropped = self.db().drop_keyspace(&name);
-            if self.note("drop", dropped).is_some() {
-                self.handles.remove(&name);
-                let place = self.watch.begin(Step::Drop(name));
-                self.watch.acknowledge(place, Durability::Disk, "drop");
-            }
-            return;
-        }
-        let place = self.watch.begin(Step::Drop(name.clone()));
-        let handle = self.handles.remove(&name).expect("one of them");
-        let dropped = self.db().drop_keyspace(&name);
-        // If its handles are dead, a repair will carry it out. Otherwise it was refused.
-        if dropped.is_err() && handle.contains("").is_ok() {
-            self.watch.progress.lock().unwrap().steps.truncate(place - 1);
-            self.handles.insert(name, handle);
-        }
-        if self.note("drop", dropped).is_some() {
-            self.watch.acknowledge(place, Durability::Disk, "drop");
-        }
-    }
-
-    /// The breaker is open already: what is begun now takes no place.
-    fn is_refusing(&self) -> bool {
-        self.db().breaker().0 != BreakerState::Closed
-    }
-
-    fn flush(&mut self) {
-        let begun = self.all_so_far();
-        let flushed = self.db().flush();
-        if self.note("flush", flushed).is_some() {
-            // More than the contract says, but what a flush means.
-            self.watch.acknowledge(begun, Durability::Disk, "flush");
-        }
-    }
-
-    fn compact(&mut self) {
-        let names: Vec<&Keyspace> = self.handles.values().collect();
-        let keyspace = names[self.random.usize(..names.len())].clone();
-        let compacted = keyspace.compact_range::<&[u8]>(..);
-        self.note("compact", compacted);
-    }
-
-    fn settle(&mut self) {
-        let settled = self.db().settle();
-        self.note("settle", settled);
-    }
-}
-
-fn fill(batch: &mut esker::Batch, handles: &BTreeMap<String, Keyspace>, ops: &[Op]) {
-    for op in ops {
-        match op {
-            Op::Put(name, key, value) => batch.put(&handles[name], key, value),
-            Op::Delete(name, key) => batch.delete(&handles[name], key),
-            Op::Merge(name, key, operand) => batch.merge(&handles[name], key, operand),
-        };
     }
 }

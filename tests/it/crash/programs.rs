@@ -1,0 +1,71 @@
+//! All short programs, crashed at every call under all subsets of what is pending.
+//!
+//! Most crash bugs of the field need three operations or fewer (OSDI'18). What random workloads
+//! reach by luck is tried here by plan: every sequence of verbs up to a length, on a database that
+//! has something to lose, each crashed after every call and in the middle of every write.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use crate::crash::enumerate::{Counts, Ledger, Plan};
+use crate::crash::workload::{Verb, Workload};
+use crate::crash::{first_seed, must_hold, quota, setting};
+
+fn plan() -> Plan {
+    Plan {
+        every: 1,
+        random: 2,
+        subsets_max: 10,
+        singles: 4,
+        again_every: 16,
+        deeper_every: Vec::new(),
+        quota: Duration::MAX,
+        threads: 2,
+    }
+}
+
+/// All programs of exactly so many verbs.
+fn programs(len: u64) -> Vec<Vec<Verb>> {
+    let mut all = vec![Vec::new()];
+    for _ in 0..len {
+        let longer = |program: &Vec<Verb>| {
+            let program = program.clone();
+            Verb::ALL.map(|verb| [program.clone(), vec![verb]].concat())
+        };
+        all = all.iter().flat_map(longer).collect();
+    }
+    all
+}
+
+/// Every program of so many verbs, under several seeds: of options, and of schedules of the
+/// background threads.
+fn try_all(len: u64, seeds: Range<u64>, quota: Duration, ledger: &Ledger) -> Counts {
+    let mut all: Vec<(u64, Vec<Verb>)> =
+        seeds.flat_map(|seed| programs(len).into_iter().map(move |verbs| (seed, verbs))).collect();
+    // In an order of its own, so that a quota leaves a fair sample.
+    fastrand::Rng::with_seed(len).shuffle(&mut all);
+    let (began, mut counts, mut tried) = (Instant::now(), Counts::default(), 0);
+    for (seed, verbs) in &all {
+        if began.elapsed() > quota {
+            break;
+        }
+        let workload = Workload::scripted(*seed, verbs.clone());
+        counts.add(&must_hold(&workload, &plan(), ledger));
+        tried += 1;
+    }
+    println!("programs of {len} verbs: {tried} of {}", all.len());
+    counts
+}
+
+#[test]
+fn every_short_program_survives_every_crash() {
+    let longest = setting("ESKER_PROGRAM_VERBS", 3);
+    let (seed, seeds) = (first_seed(), setting("ESKER_PROGRAM_SEEDS", 8));
+    let quota = quota("ESKER_PROGRAM_SECONDS", 60);
+    let (ledger, mut counts) = (Ledger::default(), Counts::default());
+    for len in 0..=longest {
+        let seeds = if len <= 2 { seed..seed + seeds } else { seed..seed + 1 };
+        counts.add(&try_all(len, seeds, quota, &ledger));
+    }
+    println!("{counts}");
+}

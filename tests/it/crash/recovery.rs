@@ -1,0 +1,46 @@
+//! Opens what a crash left, checks it, and says what it holds.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock};
+
+use esker::fs::Fs;
+use esker::fs::sim::SimFs;
+use esker::runtime::Runtime;
+use esker::{Db, Options};
+
+use crate::crash::oracle::{Contents, Reading, check_files, contents_of, print_of};
+use crate::crash::workload::{DIR, dir};
+
+/// Opens, checks and closes.
+pub fn recover(disk: &SimFs, reading: Reading) -> Result<u64, String> {
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let db = open(Arc::new(disk.clone())).map_err(|error| format!("open failed: {error}"))?;
+        check_files(&db, disk, dir())?;
+        print_of(&db, reading).map_err(|error| format!("reading failed: {error}"))
+    }));
+    result.unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(&*panic))))
+}
+
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
+}
+
+/// Opens without threads.
+pub fn open(fs: Arc<dyn Fs>) -> esker::Result<Db> {
+    // Made once: it asks the operating system how many cores there are.
+    static OPTIONS: LazyLock<Options> = LazyLock::new(Options::tiny);
+    Db::open_on(fs, Runtime::alone(), DIR, OPTIONS.clone())
+}
+
+/// Everything that a database on this disk holds.
+pub fn found_on(disk: &SimFs) -> Result<Contents, String> {
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let db = open(Arc::new(disk.clone()))?;
+        contents_of(&db)
+    }));
+    match result {
+        Ok(found) => found.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("panicked: {}", panic_text(&*panic))),
+    }
+}
