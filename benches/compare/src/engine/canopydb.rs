@@ -5,7 +5,7 @@ use std::path::Path;
 use canopydb::{Bytes, Database, DbOptions, EnvOptions, ReadTransaction, Tree};
 
 use crate::engine::{
-    CACHE_BYTES, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES, decode_counter,
+    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES, decode_counter,
 };
 use crate::failure::{Failure, Result};
 use crate::keys::Key;
@@ -73,10 +73,13 @@ impl Engine for Canopy {
         self.write(|tree| Ok(tree.insert(key, value)?))
     }
 
-    fn batch(&self, entries: &[(Key, &[u8])]) -> Result<()> {
+    fn batch(&self, changes: &[Change<'_>]) -> Result<()> {
         self.write(|tree| {
-            for (key, value) in entries {
-                tree.insert(key, value)?;
+            for (key, value) in changes {
+                match value {
+                    Some(value) => tree.insert(key, value)?,
+                    None => drop(tree.delete(key)?),
+                }
             }
             Ok(())
         })

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use esker::{Batch, Compression, Counter, Db, Keyspace, KeyspaceOptions, Options};
 
-use crate::engine::{Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES};
+use crate::engine::{Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES};
 use crate::failure::Result;
 use crate::keys::Key;
 
@@ -45,10 +45,13 @@ impl Engine for Esker {
         Ok(self.space.put(key, value)?)
     }
 
-    fn batch(&self, entries: &[(Key, &[u8])]) -> Result<()> {
+    fn batch(&self, changes: &[Change<'_>]) -> Result<()> {
         let mut batch: Batch = self.db.batch();
-        for (key, value) in entries {
-            batch.put(&self.space, key, value);
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.put(&self.space, key, value),
+                None => batch.delete(&self.space, key),
+            };
         }
         Ok(batch.commit()?)
     }

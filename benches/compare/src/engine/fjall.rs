@@ -6,7 +6,7 @@ use fjall::config::CompressionPolicy;
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 
 use crate::engine::{
-    BACKGROUND_THREADS, CACHE_BYTES, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
+    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
     decode_counter,
 };
 use crate::failure::Result;
@@ -67,10 +67,13 @@ impl Engine for Fjall {
         Ok(batch.commit()?)
     }
 
-    fn batch(&self, entries: &[(Key, &[u8])]) -> Result<()> {
+    fn batch(&self, changes: &[Change<'_>]) -> Result<()> {
         let mut batch = self.db.batch().durability(Some(self.persist));
-        for (key, value) in entries {
-            batch.insert(&self.space, &key[..], *value);
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(&self.space, &key[..], *value),
+                None => batch.remove(&self.space, &key[..]),
+            }
         }
         Ok(batch.commit()?)
     }

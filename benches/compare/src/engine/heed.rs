@@ -5,7 +5,7 @@ use std::path::Path;
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, RwTxn};
 
-use crate::engine::{Durability, Engine, Order, Setup, Visitor, decode_counter};
+use crate::engine::{Change, Durability, Engine, Order, Setup, Visitor, decode_counter};
 use crate::failure::Result;
 use crate::keys::Key;
 
@@ -58,10 +58,13 @@ impl Engine for Lmdb {
         self.write(|transaction| Ok(self.records.put(transaction, key, value)?))
     }
 
-    fn batch(&self, entries: &[(Key, &[u8])]) -> Result<()> {
+    fn batch(&self, changes: &[Change<'_>]) -> Result<()> {
         self.write(|transaction| {
-            for (key, value) in entries {
-                self.records.put(transaction, key, value)?;
+            for (key, value) in changes {
+                match value {
+                    Some(value) => self.records.put(transaction, key, value)?,
+                    None => drop(self.records.delete(transaction, key)?),
+                }
             }
             Ok(())
         })

@@ -62,6 +62,9 @@ pub enum Order {
     Reverse,
 }
 
+/// A key and its new value; without one it is removed.
+pub type Change<'a> = (Key, Option<&'a [u8]>);
+
 /// Takes rows of a scan, keys and values; false ends it.
 pub type Visitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> bool;
 
@@ -70,8 +73,8 @@ pub trait Engine: Send + Sync {
     /// Sets the value of one key, acknowledged as the setup says.
     fn put(&self, key: &[u8], value: &[u8]) -> Result<()>;
 
-    /// Sets the values of several keys, all or none.
-    fn batch(&self, entries: &[(Key, &[u8])]) -> Result<()>;
+    /// Sets the values of several keys, or removes those without one; all or none.
+    fn batch(&self, changes: &[Change<'_>]) -> Result<()>;
 
     /// Removes one key.
     fn delete(&self, key: &[u8]) -> Result<()>;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::engine::{CACHE_BYTES, Durability, Engine, Order, Setup, Visitor, decode_counter};
+use crate::engine::{CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, decode_counter};
 use crate::failure::Result;
 use crate::keys::Key;
 
@@ -60,10 +60,13 @@ impl Engine for Redb {
         })
     }
 
-    fn batch(&self, entries: &[(Key, &[u8])]) -> Result<()> {
+    fn batch(&self, changes: &[Change<'_>]) -> Result<()> {
         self.write(|records| {
-            for (key, value) in entries {
-                records.insert(&key[..], *value)?;
+            for (key, value) in changes {
+                match value {
+                    Some(value) => records.insert(&key[..], *value)?,
+                    None => records.remove(&key[..])?,
+                };
             }
             Ok(())
         })

@@ -8,7 +8,7 @@ use rocksdb::{
 };
 
 use crate::engine::{
-    BACKGROUND_THREADS, CACHE_BYTES, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
+    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
 };
 use crate::failure::Result;
 use crate::keys::Key;
@@ -72,10 +72,13 @@ impl Engine for Rocks {
         Ok(self.db.put_opt(key, value, &self.write)?)
     }
 
-    fn batch(&self, entries: &[(Key, &[u8])]) -> Result<()> {
+    fn batch(&self, changes: &[Change<'_>]) -> Result<()> {
         let mut batch = WriteBatch::default();
-        for (key, value) in entries {
-            batch.put(key, value);
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
         }
         Ok(self.db.write_opt(&batch, &self.write)?)
     }

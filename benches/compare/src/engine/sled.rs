@@ -4,7 +4,7 @@ use std::path::Path;
 
 use sled::{Batch, Config, Db};
 
-use crate::engine::{CACHE_BYTES, Durability, Engine, Order, Setup, Visitor, decode_counter};
+use crate::engine::{CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, decode_counter};
 use crate::failure::Result;
 use crate::keys::Key;
 
@@ -64,10 +64,13 @@ impl Engine for Sled {
         self.acknowledge()
     }
 
-    fn batch(&self, entries: &[(Key, &[u8])]) -> Result<()> {
+    fn batch(&self, changes: &[Change<'_>]) -> Result<()> {
         let mut batch = Batch::default();
-        for (key, value) in entries {
-            batch.insert(&key[..], *value);
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(&key[..], *value),
+                None => batch.remove(&key[..]),
+            }
         }
         self.db.apply_batch(batch)?;
         self.acknowledge()

@@ -7,7 +7,7 @@ use surrealkv::{LSMIterator, Mode, Options, Transaction, Tree, TreeBuilder};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::engine::{
-    CACHE_BYTES, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES, decode_counter,
+    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES, decode_counter,
 };
 use crate::failure::Result;
 use crate::keys::Key;
@@ -84,10 +84,13 @@ impl Engine for Surreal {
         self.write(Mode::WriteOnly, |transaction| Ok(transaction.set(key, value)?))
     }
 
-    fn batch(&self, entries: &[(Key, &[u8])]) -> Result<()> {
+    fn batch(&self, changes: &[Change<'_>]) -> Result<()> {
         self.write(Mode::WriteOnly, |transaction| {
-            for (key, value) in entries {
-                transaction.set(&key[..], *value)?;
+            for (key, value) in changes {
+                match value {
+                    Some(value) => transaction.set(&key[..], *value)?,
+                    None => transaction.delete(&key[..])?,
+                }
             }
             Ok(())
         })
