@@ -117,12 +117,7 @@ fn start(job: &Job, round: usize, bar: &ProgressBar, rows: &mut Vec<Row>) -> Res
 }
 
 /// Takes what a child tells until it ends.
-fn listen(
-    output: ChildStdout,
-    round: usize,
-    bar: &ProgressBar,
-    rows: &mut Vec<Row>,
-) -> Result<()> {
+fn listen(output: ChildStdout, round: usize, bar: &ProgressBar, rows: &mut Vec<Row>) -> Result<()> {
     let mut failure = None;
     for line in BufReader::new(output).lines() {
         match serde_json::from_str(&line?)? {

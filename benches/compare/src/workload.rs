@@ -182,8 +182,17 @@ impl Workload {
         use Workload::*;
         matches!(
             self,
-            Fillseq | Fillrandom | Overwrite | Fillbatch100 | Fillbatch1000 | Writers1 | Writers2
-                | Writers4 | Writers8 | Fill4k | Fill64k
+            Fillseq
+                | Fillrandom
+                | Overwrite
+                | Fillbatch100
+                | Fillbatch1000
+                | Writers1
+                | Writers2
+                | Writers4
+                | Writers8
+                | Fill4k
+                | Fill64k
         )
     }
 

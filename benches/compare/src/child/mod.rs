@@ -117,7 +117,10 @@ impl<'a> Scene<'a> {
     fn play(self) -> Result<()> {
         match self.job.group {
             Group::Sequential | Group::Fill(_) => {
-                self.job.workloads.iter().try_for_each(|workload| self.fill(*workload).map(drop))?;
+                self.job
+                    .workloads
+                    .iter()
+                    .try_for_each(|workload| self.fill(*workload).map(drop))?;
             }
             Group::Records => self.play_records()?,
             Group::Counters(workload) => self.play_counters(workload)?,

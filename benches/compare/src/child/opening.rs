@@ -42,9 +42,8 @@ fn logged(job: &Job) -> u64 {
 fn write_and_die(job: &Job) -> Result<()> {
     let scene = Scene::open(job)?;
     scene.prepare("writing the log", || {
-        (0..logged(job)).try_for_each(|record| {
-            scene.engine.put(&key_of(record), scene.pool.value(record))
-        })
+        (0..logged(job))
+            .try_for_each(|record| scene.engine.put(&key_of(record), scene.pool.value(record)))
     })?;
     rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
     Err(Failure::new("this process outlived its SIGKILL"))

@@ -115,7 +115,9 @@ impl Scene<'_> {
             let mut rng = self.rng(workload, thread);
             for _ in 0..reads.div_ceil(MULTIGET as u64) {
                 let keys: [Key; MULTIGET] = std::array::from_fn(|_| key_of(rng.u64(..count)));
-                let found = self.engine.multi(&keys, &mut |value| drop(black_box(touch(value))))?;
+                let found = self.engine.multi(&keys, &mut |value| {
+                    black_box(touch(value));
+                })?;
                 if found != MULTIGET {
                     return Err(Failure::new(format!("{found} of {MULTIGET} records are there")));
                 }

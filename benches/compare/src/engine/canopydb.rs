@@ -5,7 +5,8 @@ use std::path::Path;
 use canopydb::{Bytes, Database, DbOptions, EnvOptions, ReadTransaction, Tree};
 
 use crate::engine::{
-    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES, decode_counter,
+    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
+    decode_counter,
 };
 use crate::failure::{Failure, Result};
 use crate::keys::Key;

@@ -6,8 +6,8 @@ use fjall::config::CompressionPolicy;
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 
 use crate::engine::{
-    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
-    decode_counter,
+    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor,
+    WRITE_BUFFER_BYTES, decode_counter,
 };
 use crate::failure::Result;
 use crate::keys::Key;

@@ -1,9 +1,10 @@
 //! LMDB through the crate `heed`.
 
+use std::ops::Bound;
 use std::path::Path;
 
 use heed::types::Bytes;
-use heed::{Database, Env, EnvFlags, EnvOpenOptions, RwTxn};
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RwTxn};
 
 use crate::engine::{Change, Durability, Engine, Order, Setup, Visitor, decode_counter};
 use crate::failure::Result;
@@ -15,6 +16,9 @@ pub const CONFIGURATION: &str = "map of 64 GiB, written in place (WRITEMAP); a t
     a power loss may damage the whole file, where a log loses its tail at most. Disk: commits \
     with fsync, without WRITEMAP. Its cache is the page cache, not limited here. Counters: read \
     and write in one transaction. Settled: nothing to do.";
+
+/// Of keys.
+type Range<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// More than any run needs; the file is sparse.
 const MAP_BYTES: usize = 64 << 30;
@@ -39,9 +43,12 @@ pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
     #[expect(unsafe_code, reason = "heed leaves LMDB's conditions to the caller")]
     // SAFETY: nothing else opens, maps or changes the files while the environment is open.
     let env = unsafe { options.open(dir)? };
-    let mut creation = env.write_txn()?;
-    let records = env.create_database(&mut creation, None)?;
-    creation.commit()?;
+    let records = env
+        .create_databases_and_commit(env.write_txn()?, |opener, transaction| {
+            let records = opener.create_database::<Bytes, Bytes>(transaction, None)?;
+            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(records))
+        })?
+        .unwrap_commit();
     Ok(Box::new(Lmdb { env, records }))
 }
 
@@ -105,8 +112,14 @@ impl Engine for Lmdb {
     fn scan(&self, start: &[u8], order: Order, visit: Visitor<'_>) -> Result<()> {
         let view = self.env.read_txn()?;
         match order {
-            Order::Forward => walk(self.records.range(&view, &(start..))?, visit),
-            Order::Reverse => walk(self.records.rev_range(&view, &(..=start))?, visit),
+            Order::Forward => {
+                let range: Range<'_> = (Bound::Included(start), Bound::Unbounded);
+                walk(self.records.range(&view, &range)?, visit)
+            }
+            Order::Reverse => {
+                let range: Range<'_> = (Bound::Unbounded, Bound::Included(start));
+                walk(self.records.rev_range(&view, &range)?, visit)
+            }
         }
     }
 

@@ -8,7 +8,8 @@ use rocksdb::{
 };
 
 use crate::engine::{
-    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
+    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor,
+    WRITE_BUFFER_BYTES,
 };
 use crate::failure::Result;
 use crate::keys::Key;

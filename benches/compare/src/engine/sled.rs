@@ -4,7 +4,9 @@ use std::path::Path;
 
 use sled::{Batch, Config, Db};
 
-use crate::engine::{CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, decode_counter};
+use crate::engine::{
+    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, decode_counter,
+};
 use crate::failure::Result;
 use crate::keys::Key;
 

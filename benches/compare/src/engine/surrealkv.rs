@@ -7,7 +7,8 @@ use surrealkv::{LSMIterator, Mode, Options, Transaction, Tree, TreeBuilder};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::engine::{
-    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES, decode_counter,
+    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
+    decode_counter,
 };
 use crate::failure::Result;
 use crate::keys::Key;
@@ -47,11 +48,7 @@ pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
 }
 
 impl Surreal {
-    fn write(
-        &self,
-        mode: Mode,
-        change: impl FnOnce(&mut Transaction) -> Result<()>,
-    ) -> Result<()> {
+    fn write(&self, mode: Mode, change: impl FnOnce(&mut Transaction) -> Result<()>) -> Result<()> {
         let mut transaction = self.tree.begin_with_mode(mode)?;
         transaction.set_durability(self.durability);
         change(&mut transaction)?;

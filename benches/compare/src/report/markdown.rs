@@ -173,8 +173,23 @@ fn pair(results: &Results, ours: Kind, theirs: Kind) -> String {
 fn details(results: &Results) -> String {
     let mut text = "\n## Details\n\n".to_owned();
     let columns = [
-        "engine", "ops/s", "settled/s", "p50 µs", "p99", "p99.9", "max", "cpu s", "µs/op", "peak",
-        "anon", "written", "w-amp", "own", "disk", "settle s", "note",
+        "engine",
+        "ops/s",
+        "settled/s",
+        "p50 µs",
+        "p99",
+        "p99.9",
+        "max",
+        "cpu s",
+        "µs/op",
+        "peak",
+        "anon",
+        "written",
+        "w-amp",
+        "own",
+        "disk",
+        "settle s",
+        "note",
     ];
     push_head(&mut text, "workload", &columns.map(str::to_owned));
     for workload in results.workloads() {

@@ -47,9 +47,8 @@ pub fn write_html(results: &Results, file: &Path) -> Result<()> {
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
-    fs::write(file, text).map_err(|error| {
-        Failure::new(format!("writing {}: {error}", file.display()))
-    })
+    fs::write(file, text)
+        .map_err(|error| Failure::new(format!("writing {}: {error}", file.display())))
 }
 
 /// Three digits and a unit: `5.30 M`, `396 K`, `42.0`.

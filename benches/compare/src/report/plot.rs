@@ -110,7 +110,7 @@ pub fn latencies(curves: &[Curve]) -> Result<String> {
 
 fn draw_curves<Y>(curves: &[Curve], label: &str, range: Y) -> Result<String>
 where
-    Y: AsRangedCoord<Value = f64>,
+    Y: plotters::coord::ranged1d::AsRangedCoord<Value = f64>,
     Y::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
 {
     let mut svg = String::new();
