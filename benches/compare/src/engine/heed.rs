@@ -113,7 +113,11 @@ impl Engine for Lmdb {
         let view = self.env.read_txn()?;
         match order {
             Order::Forward => {
-                let range: Range<'_> = (Bound::Included(start), Bound::Unbounded);
+                let range: Range<'_> = match start {
+                    // LMDB takes no empty key, not even to seek to.
+                    [] => (Bound::Unbounded, Bound::Unbounded),
+                    _ => (Bound::Included(start), Bound::Unbounded),
+                };
                 walk(self.records.range(&view, &range)?, visit)
             }
             Order::Reverse => {

@@ -1,14 +1,13 @@
 //! surrealkv 1.
 
-use std::cell::RefCell;
 use std::path::Path;
 
 use surrealkv::{LSMIterator, Mode, Options, Transaction, Tree, TreeBuilder};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::engine::{
-    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
-    decode_counter,
+    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor,
+    WRITE_BUFFER_BYTES, decode_counter,
 };
 use crate::failure::Result;
 use crate::keys::Key;
@@ -17,19 +16,15 @@ use crate::machine::wait_until_idle;
 /// In words.
 pub const CONFIGURATION: &str = "max_memtable_size 64 MiB, block cache 256 MiB, no compression; \
     otherwise defaults; a transaction for each operation, write-only where it only writes, \
-    committed on a tokio runtime of each thread. Process: Durability::Eventual. Disk: \
+    committed by block_on of one tokio runtime with two workers. Process: Durability::Eventual. Disk: \
     Durability::Immediate. Counters: read and write in one transaction. Settled: idle (it has no \
     public flush, so that reads may meet a memtable).";
 
 struct Surreal {
+    /// Drives background work, and commits on the threads that wait for them.
+    runtime: Runtime,
     tree: Tree,
     durability: surrealkv::Durability,
-}
-
-thread_local! {
-    /// Drives the commits of one thread.
-    static RUNTIME: RefCell<Runtime> =
-        RefCell::new(Builder::new_current_thread().build().expect("a runtime without drivers"));
 }
 
 /// Opens or creates a database.
@@ -39,12 +34,13 @@ pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
         .with_max_memtable_size(WRITE_BUFFER_BYTES)
         .with_block_cache_capacity(CACHE_BYTES as u64)
         .without_compression();
-    let tree = TreeBuilder::with_options(options).build()?;
+    let runtime = Builder::new_multi_thread().worker_threads(BACKGROUND_THREADS).build()?;
+    let tree = runtime.block_on(async { TreeBuilder::with_options(options).build() })?;
     let durability = match setup.durability {
         Durability::Process => surrealkv::Durability::Eventual,
         Durability::Disk => surrealkv::Durability::Immediate,
     };
-    Ok(Box::new(Surreal { tree, durability }))
+    Ok(Box::new(Surreal { runtime, tree, durability }))
 }
 
 impl Surreal {
@@ -52,7 +48,7 @@ impl Surreal {
         let mut transaction = self.tree.begin_with_mode(mode)?;
         transaction.set_durability(self.durability);
         change(&mut transaction)?;
-        RUNTIME.with_borrow(|runtime| runtime.block_on(transaction.commit()))?;
+        self.runtime.block_on(transaction.commit())?;
         Ok(())
     }
 
@@ -158,7 +154,7 @@ impl Engine for Surreal {
     }
 
     fn close(self: Box<Self>) -> Result<()> {
-        RUNTIME.with_borrow(|runtime| runtime.block_on(self.tree.close()))?;
+        self.runtime.block_on(self.tree.close())?;
         Ok(())
     }
 }
