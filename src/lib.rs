@@ -5,6 +5,7 @@
 // tests/it/layers.rs holds it.
 pub(crate) mod coding;
 mod error;
+mod loss;
 
 pub(crate) mod checksum;
 pub(crate) mod file;
@@ -48,8 +49,9 @@ pub use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};
 pub use crate::db::stats::{KeyspaceStats, LevelStats, MemoryStats, Stats};
 pub use crate::db::{Db, DbBuilder};
 pub use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
+pub use crate::loss::Loss;
 pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merged, Min, Operand};
-pub use crate::options::{Compression, Durability, Filter, Options, ReadMode};
+pub use crate::options::{Compression, Durability, Filter, Options, ReadMode, Recovery};
 pub use crate::read::scan::{Cursor, Entry, Iter};
 pub use crate::slice::Slice;
 pub use crate::write::breaker::BreakerState;

@@ -24,7 +24,9 @@ use bytes::Bytes;
 
 use crate::batch::Operations;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{self, CURRENT, FileHeader, FileKind, FileNumber, LOCK, Lsn, TEMPORARY_ENDING};
+use crate::file::{
+    self, CURRENT, FileHeader, FileKind, FileNumber, LOCK, LOST, Lsn, TEMPORARY_ENDING,
+};
 use crate::fs::{Fs, Lock, RealFs};
 use crate::key::SeqNo;
 use crate::manifest::reader::load;
@@ -428,7 +430,8 @@ impl Check<'_> {
                     }
                 }
                 Some((FileKind::Log, _)) => {}
-                None if name == CURRENT || name == LOCK || name == "lost+found" => {}
+                None if name == CURRENT || name == LOCK || name == LOST || name == "lost+found" => {
+                }
                 None if name.ends_with(TEMPORARY_ENDING) => {
                     self.remark(&path, 0, "was being written; the next open removes it");
                 }

@@ -20,4 +20,6 @@ mod model;
 mod regressions;
 #[cfg(feature = "testing")]
 mod resume;
+#[cfg(feature = "testing")]
+mod salvage;
 mod verbs;
