@@ -50,7 +50,7 @@ use crate::record::RecordKind;
 use crate::record::chain::{Break, LogChain, LogFile, Mode, Outcome, Replay};
 use crate::record::reader::Record;
 use crate::runtime::Runtime;
-use crate::table::{BlockCache, Table, TableFacts};
+use crate::table::{BlockCache, Origin, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
 use crate::write::commit::Pipeline;
@@ -110,7 +110,8 @@ pub(crate) fn recover(
     let chunk_bytes = (limits.memtable_bytes / 16).clamp(4 << 10, 1 << 20);
     let pool = ArenaPool::new(chunk_bytes, limits.memtables_bytes_max);
     let mut recovery = Recovering::new(fs, dir, options, limits, pool, &state)?;
-    (recovery.by_key, recovery.unused) = (by_key, [recovery.unused, unused].concat());
+    recovery.by_key = by_key;
+    recovery.unused.extend(unused);
     recovery.replay(&state)?;
     let next_seqno = recovery.next_seqno(&state);
     let first_lsn = recovery.first_free_lsn(state.replay_from());
@@ -203,6 +204,8 @@ struct Recovering<'a> {
     keyspaces: BTreeMap<KeyspaceId, Recovered>,
     /// What the new manifest says beyond the old one.
     edit: Edit,
+    /// The logs that are replayed.
+    logs: Vec<FileNumber>,
     /// End of the last log file found.
     logs_end: Lsn,
     last_seqno: SeqNo,
@@ -249,6 +252,7 @@ impl<'a> Recovering<'a> {
             next_file,
             keyspaces: BTreeMap::new(),
             edit: Edit::default(),
+            logs: Vec::new(),
             logs_end: Lsn(0),
             last_seqno: SeqNo::ZERO,
             by_key: false,
@@ -345,6 +349,8 @@ impl<'a> Recovering<'a> {
                 self.logs_end = self.logs_end.max(end);
             }
         }
+        let needed = files.iter().filter(|log| log.number >= state.replay_log());
+        self.logs = needed.map(|log| log.number).collect();
         let mut replay = Replay {
             dir: self.dir.to_path_buf(),
             from: state.replay_from(),
@@ -385,17 +391,7 @@ impl<'a> Recovering<'a> {
 
     /// Notes what was lost after seqno `after`, in another mode than strict.
     fn note_breaks(&mut self, breaks: &[Break], after: SeqNo, upto: Option<u64>) {
-        for lost in breaks {
-            let bytes = match lost.to {
-                Some(to) => format!("log of {} bytes", to.0 - lost.from.0),
-                None => "log up to its end".to_string(),
-            };
-            self.losses.push(Loss {
-                seqno_first: Some(after.0 + 1),
-                seqno_last: upto,
-                ..Loss::new(lost.path.clone(), lost.offset, format!("{bytes}: {}", lost.fault))
-            });
-        }
+        self.losses.extend(breaks.iter().map(|lost| loss_of(lost, after, upto)));
     }
 
     /// Fails if the log was cut so early that the database would be no moment of its history.
@@ -493,11 +489,18 @@ impl<'a> Recovering<'a> {
             return Ok(());
         }
         let config = table_config(&self.options, &self.limits, 0);
+        let origin = Origin {
+            keyspace: keyspace.facts.id,
+            name: keyspace.facts.name.clone(),
+            operator: keyspace.facts.operator.clone(),
+            inputs: self.logs.clone(),
+        };
         let next_number = || FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
         let output = Output {
             fs: &*self.fs,
             dir: self.dir,
             config: &config,
+            origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
             next_number: &next_number,
             cancelled: &|| false,
@@ -548,6 +551,8 @@ impl<'a> Recovering<'a> {
             let _site = fs::site("open.table.sync_dir");
             self.fs.sync_dir(self.dir).map_err(|e| Error::io("sync", self.dir, e))?;
         }
+        self.unused.sort();
+        self.unused.dedup();
         aside::keep(&*self.fs, self.dir, &self.unused)?;
         let next_number = || FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
         let (manifest_number, log_number) = (next_number(), next_number());
@@ -642,4 +647,17 @@ pub(crate) fn mode_for(recovery: Recovery, files: &[LogFile], replay: &Replay) -
 fn logs_with_contents(files: &[LogFile], from: FileNumber) -> Vec<String> {
     let begun = |log: &&LogFile| log.number >= from && log.bytes.iter().any(|byte| *byte != 0);
     files.iter().filter(begun).map(|log| FileKind::Log.name(log.number)).collect()
+}
+
+/// A lost part of the log between seqno `after` and, if a commit follows, the one before it.
+pub(crate) fn loss_of(lost: &Break, after: SeqNo, upto: Option<u64>) -> Loss {
+    let bytes = match lost.to {
+        Some(to) => format!("log of {} bytes", to.0 - lost.from.0),
+        None => "log up to its end".to_string(),
+    };
+    Loss {
+        seqno_first: Some(after.0 + 1),
+        seqno_last: upto,
+        ..Loss::new(lost.path.clone(), lost.offset, format!("{bytes}: {}", lost.fault))
+    }
 }

@@ -19,6 +19,8 @@ mod model;
 #[cfg(feature = "testing")]
 mod regressions;
 #[cfg(feature = "testing")]
+mod repair;
+#[cfg(feature = "testing")]
 mod resume;
 #[cfg(feature = "testing")]
 mod salvage;
