@@ -43,6 +43,10 @@ mod db;
 
 pub mod tools;
 
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod fuzz;
+
 pub use crate::db::batch::Batch;
 pub use crate::db::keyspace::{Keyspace, KeyspaceOptions};
 pub use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};

@@ -7,6 +7,8 @@ mod cli;
 #[cfg(feature = "testing")]
 mod concurrency;
 #[cfg(feature = "testing")]
+mod corpus;
+#[cfg(feature = "testing")]
 mod crash;
 mod examples;
 #[cfg(feature = "testing")]
