@@ -132,10 +132,7 @@ impl BatchBuilder {
     }
 
     /// Adds a section of another kind than operations. Not counted by [`BatchBuilder::len`].
-    #[cfg_attr(
-        not(any(test, feature = "testing")),
-        expect(dead_code, reason = "room in the format: tokens and offsets")
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "room in the format: tokens and offsets"))]
     pub(crate) fn section(&mut self, kind: u8, bytes: &[u8]) {
         assert!(is_known(kind) && kind != section::OPERATIONS, "section kind {kind}");
         self.sections.push(kind);

@@ -436,7 +436,6 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     builder.put(KeyspaceId(0), b"key", b"value");
     builder.merge(KeyspaceId(7), b"", b"operand");
     builder.delete(KeyspaceId(300), b"gone");
-    builder.section(200, b"skipped");
     let payload = builder.finish();
     let commit = payload.bytes().to_vec();
     seeds.push(("batch", "three", commit.clone()));
