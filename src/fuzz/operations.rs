@@ -179,8 +179,9 @@ impl Run<'_> {
         self.snapshots.clear();
         let (db, keyspaces) = self.db.take().expect("open");
         drop(keyspaces);
-        if clean {
-            db.close().unwrap_or_else(|error| panic!("{error}"));
+        match clean {
+            true => db.close().unwrap_or_else(|error| panic!("{error}")),
+            false => drop(db),
         }
         self.db = Some(open(&self.disk, self.runtime.clone(), &self.options));
     }
