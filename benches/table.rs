@@ -6,7 +6,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use esker::internals::table::{BenchFilter, OpenTable, Tables, hash};
+use esker::internals::table::{BenchBlock, BenchFilter, OpenTable, Tables, hash};
 use esker::{Filter, ReadMode};
 
 /// A table of about 32 MiB.
@@ -147,5 +147,18 @@ fn filter(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, build, read, merge, filter);
+/// One search in a block of about 4 KiB that is in the cache.
+fn block(criterion: &mut Criterion) {
+    let data = Data::new(36);
+    let block = BenchBlock::new(data.entries(0, 1));
+    let mut next = 0;
+    criterion.bench_function("block/search", |bencher| {
+        bencher.iter(|| {
+            next = (next + 7) % data.keys.len();
+            black_box(block.search(&data.keys[next].0))
+        });
+    });
+}
+
+criterion_group!(benches, build, read, merge, filter, block);
 criterion_main!(benches);

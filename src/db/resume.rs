@@ -45,7 +45,9 @@ impl Engine {
         };
         match repaired {
             Ok(()) => {
-                breaker.close();
+                if !breaker.close() {
+                    return Err(breaker.error());
+                }
                 self.look_at_free_space();
                 self.measure_pressure();
                 self.work.wake();
@@ -71,6 +73,9 @@ impl Engine {
                 None => self.runtime.yield_now(),
             }
         };
+        if self.pipeline.breaker.half_open_again() == Some(DegradedCause::Corruption) {
+            return Err(self.pipeline.breaker.error());
+        }
         let trees = self.trees.load_full();
         let mut rescued = Vec::new();
         for tree in trees.iter().filter(|tree| !tree.is_dropped()) {

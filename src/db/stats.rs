@@ -94,6 +94,9 @@ pub struct LevelStats {
     pub read_bytes: u64,
     /// Bytes written to it by flushes and compactions.
     pub written_bytes: u64,
+    /// The same for each byte that the keyspace has flushed: level 0 has 1, and the sum over all
+    /// levels is what the tables contribute to write amplification. 0 before the first flush.
+    pub write_amplification: f64,
 }
 
 /// Bytes of memory by what they are for.
@@ -162,12 +165,19 @@ impl KeyspaceStats {
     fn of(engine: &Engine, tree: &Tree) -> KeyspaceStats {
         let view = tree.view();
         let scores = Scores::of(&view.version, &engine.limits, &Claims::default());
+        let written = |level: usize| tree.traffic[level].written_bytes.load(Ordering::Relaxed);
+        let flushed = written(0);
         let level = |level: usize| LevelStats {
             files: view.version.tables().filter(|(at, _)| usize::from(*at) == level).count() as u64,
             bytes: view.version.level_bytes(level as u8),
             score: scores.levels[level].score,
             read_bytes: tree.traffic[level].read_bytes.load(Ordering::Relaxed),
-            written_bytes: tree.traffic[level].written_bytes.load(Ordering::Relaxed),
+            written_bytes: written(level),
+            write_amplification: if flushed == 0 {
+                0.0
+            } else {
+                written(level) as f64 / flushed as f64
+            },
         };
         let facts = || view.version.tables().map(|(_, table)| table.facts());
         KeyspaceStats {
@@ -297,19 +307,20 @@ impl fmt::Display for KeyspaceStats {
             self.run_count,
             Bytes(self.debt_bytes),
         )?;
-        write!(f, "  level  files       bytes  score        read     written")?;
+        write!(f, "  level  files       bytes  score        read     written  w-amp")?;
         for (number, level) in self.levels.iter().enumerate() {
             if level.files == 0 && level.written_bytes == 0 {
                 continue;
             }
             write!(
                 f,
-                "\n  {number:>5}  {:>5}  {:>10}  {:>5.2}  {:>10}  {:>10}",
+                "\n  {number:>5}  {:>5}  {:>10}  {:>5.2}  {:>10}  {:>10}  {:>5.2}",
                 level.files,
                 Bytes(level.bytes),
                 level.score,
                 Bytes(level.read_bytes),
                 Bytes(level.written_bytes),
+                level.write_amplification,
             )?;
         }
         Ok(())

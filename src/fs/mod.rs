@@ -164,6 +164,11 @@ pub trait File: Send + Sync + fmt::Debug {
     /// The whole file as memory. Only for files that are not written any more: tables, and logs
     /// at recovery. Keeps the file's contents alive after its name was removed.
     fn map(&self) -> io::Result<Bytes>;
+    /// An offset from which on the file is known to hold only zeros; its length if nothing is
+    /// known. A hint that spares reading what was preallocated and never written.
+    fn zeros_from(&self) -> io::Result<u64> {
+        self.len()
+    }
 }
 
 /// A log file that is being written: a fixed range of bytes into which records are stored.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::{Advice, Mmap, MmapRaw};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 use crate::fs::{File, Fs, Lock, LogRegion};
 
@@ -258,6 +258,23 @@ impl File for RealFile {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.0.read_exact_at(buf, offset)
+    }
+
+    fn zeros_from(&self) -> io::Result<u64> {
+        let len = self.len()?;
+        let (mut at, mut end) = (0, 0);
+        while at < len {
+            match rustix::fs::seek(&self.0, SeekFrom::Data(at)) {
+                Ok(data) => {
+                    at = rustix::fs::seek(&self.0, SeekFrom::Hole(data))?;
+                    end = at;
+                }
+                Err(rustix::io::Errno::NXIO) => break,
+                // Not every file system can tell.
+                Err(_) => return Ok(len),
+            }
+        }
+        Ok(end)
     }
 
     fn map(&self) -> io::Result<Bytes> {

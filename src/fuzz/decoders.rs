@@ -28,11 +28,12 @@ use crate::options::{Filter, ReadMode};
 use crate::record::chain::{LogChain, LogFile, Mode, Replay};
 use crate::record::{self, RecordHeader, RecordKind, record_bytes};
 use crate::table::block::{Block, BlockBuilder};
+use crate::table::builder::TableBuilder;
 use crate::table::filter::{self, TableFilter};
 use crate::table::layout::{FOOTER_BYTES, Layout};
 use crate::table::reader::Table;
 use crate::table::salvage::SalvageCursor;
-use crate::table::{self, BlockCache, Origin, SEQNO_BEFORE_ALL, TableBuilder, TableConfig};
+use crate::table::{self, BlockCache, Origin, SEQNO_BEFORE_ALL, TableConfig};
 
 const NUMBER: FileNumber = FileNumber(9);
 const ID: FileId = FileId(0x1234_5678_9abc_def0_0fed_cba9_8765_4321);
@@ -103,7 +104,8 @@ pub(super) fn log(input: &[u8]) {
         if let Ok(dump) = dump(&bytes, &path) {
             let _ = dump.to_string();
         }
-        files.push(LogFile { path, number: header.number, bytes: Bytes::from(bytes) });
+        let zeros_from = bytes.len() as u64;
+        files.push(LogFile { path, number: header.number, bytes: Bytes::from(bytes), zeros_from });
     }
     let strict = records_of(&files, Mode::Strict);
     let cut = records_of(&files, Mode::PointInTime);

@@ -44,6 +44,8 @@ pub(crate) struct LogFile {
     pub number: FileNumber,
     /// Everything in it.
     pub bytes: Bytes,
+    /// From this offset on it is known to hold only zeros; its length if nothing is known.
+    pub zeros_from: u64,
 }
 
 /// What to do where the log is broken.
@@ -111,6 +113,14 @@ struct Link {
     path: PathBuf,
     header: FileHeader,
     bytes: Bytes,
+    zeros_from: u64,
+}
+
+impl Link {
+    /// A reader of the records from `lsn` on, up to this many bytes of the file.
+    fn reader(&self, end: usize, lsn: Lsn) -> Reader<'_> {
+        Reader::new(&self.header, &self.bytes[..end], lsn).with_zeros_from(self.zeros_from)
+    }
 }
 
 /// A log file without one.
@@ -221,7 +231,7 @@ impl LogChain {
             None => u64::MAX,
         };
         let end = usize::try_from(end).unwrap_or(usize::MAX).min(link.bytes.len());
-        let place = Reader::new(&link.header, &link.bytes[..end], self.lsn).step()?;
+        let place = link.reader(end, self.lsn).step()?;
         Ok((index, place))
     }
 
@@ -274,7 +284,7 @@ impl LogChain {
     fn skip(&mut self, next: usize, stop: Stop) {
         let found = self.current.filter(|_| !self.ended).and_then(|index| {
             let link = &self.links[index];
-            let mut reader = Reader::new(&link.header, &link.bytes, self.lsn);
+            let mut reader = link.reader(link.bytes.len(), self.lsn);
             reader.skip().then(|| reader.lsn())
         });
         let next_lsn = self.links.get(next).map(|link| link.header.first_lsn);
@@ -335,7 +345,7 @@ impl LogChain {
         else {
             return Ok(());
         };
-        let reader = Reader::new(&link.header, &link.bytes, self.lsn);
+        let reader = link.reader(link.bytes.len(), self.lsn);
         if !reader.is_intact() {
             return Ok(());
         }
@@ -382,7 +392,7 @@ impl LogChain {
 
     fn witness_in(&self, link: &Link, offset: u64) -> Option<Witness> {
         let same_boot = link.header.boot_id == self.replay.boot_id;
-        let reader = Reader::new(&link.header, &link.bytes, link.header.first_lsn);
+        let reader = link.reader(link.bytes.len(), link.header.first_lsn);
         reader.witness(offset, self.lsn, &link.path, same_boot)
     }
 }
@@ -391,9 +401,11 @@ impl LogChain {
 fn sort_out(files: Vec<LogFile>, mode: Mode) -> Result<(Vec<Link>, Vec<Unreadable>), Error> {
     let mut links = Vec::new();
     let mut unreadable = Vec::new();
-    for LogFile { path, number, bytes } in files {
+    for LogFile { path, number, bytes, zeros_from } in files {
         match FileHeader::decode(&bytes, FileKind::Log, &path) {
-            Ok(header) if header.number == number => links.push(Link { path, header, bytes }),
+            Ok(header) if header.number == number => {
+                links.push(Link { path, header, bytes, zeros_from });
+            }
             // Which of the two numbers is wrong is not known: it is no part of the log.
             Ok(_) if mode != Mode::Strict => {
                 unreadable.push(Unreadable { path, number, repaired: None });
@@ -403,7 +415,7 @@ fn sort_out(files: Vec<LogFile>, mode: Mode) -> Result<(Vec<Link>, Vec<Unreadabl
                 return Err(Error::corruption(path, 32, expected, found));
             }
             Err(error) if error.is_corruption() => {
-                let repaired = repair(&path, number, &bytes);
+                let repaired = repair(&path, number, &bytes, zeros_from);
                 unreadable.push(Unreadable { path, number, repaired });
             }
             Err(error) => return Err(error),
@@ -414,7 +426,7 @@ fn sort_out(files: Vec<LogFile>, mode: Mode) -> Result<(Vec<Link>, Vec<Unreadabl
 
 /// The file under its header with one bit flipped back, if that makes it a valid one. A CRC-32
 /// over 124 bytes tells any two headers apart that differ in up to 3 bits, so at most one is.
-fn repair(path: &Path, number: FileNumber, bytes: &Bytes) -> Option<Link> {
+fn repair(path: &Path, number: FileNumber, bytes: &Bytes, zeros_from: u64) -> Option<Link> {
     let damaged = bytes.first_chunk::<HEADER_BYTES>()?;
     if *damaged == [0; HEADER_BYTES] {
         // A spare that was never begun, as every open finds one: a thousand vain attempts.
@@ -425,7 +437,8 @@ fn repair(path: &Path, number: FileNumber, bytes: &Bytes) -> Option<Link> {
         candidate[bit / 8] ^= 1 << (bit % 8);
         match FileHeader::decode(&candidate, FileKind::Log, path) {
             Ok(header) if header.number == number => {
-                return Some(Link { path: path.to_path_buf(), header, bytes: bytes.clone() });
+                let (path, bytes) = (path.to_path_buf(), bytes.clone());
+                return Some(Link { path, header, bytes, zeros_from });
             }
             _ => {}
         }
@@ -463,7 +476,9 @@ mod tests {
     fn file(log: &LogBuilder) -> LogFile {
         let number = log.header.number;
         let path = PathBuf::from(FileKind::Log.name(number));
-        LogFile { path, number, bytes: Bytes::from(log.bytes.clone()) }
+        let zeros_from = log.bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+        let bytes = Bytes::from(log.bytes.clone());
+        LogFile { path, number, bytes, zeros_from: zeros_from as u64 }
     }
 
     fn files(logs: &[LogBuilder]) -> Vec<LogFile> {

@@ -11,11 +11,13 @@ use crate::file::FileNumber;
 use crate::fs::RealFs;
 use crate::key::{self, EntryKind, SeqNo};
 use crate::options::{Filter, ReadMode};
+use crate::table::TableConfig;
+use crate::table::block::{Block, BlockBuilder};
+use crate::table::builder::TableBuilder;
 use crate::table::cache::BlockCache;
 use crate::table::cursor::TableCursor;
 use crate::table::filter::{self, TableFilter};
 use crate::table::reader::Table;
-use crate::table::{TableBuilder, TableConfig};
 
 /// Tables in a directory, for `benches/table.rs`.
 pub struct Tables<'a> {
@@ -132,6 +134,31 @@ fn walk(mut cursor: impl Cursor) -> Result<u64> {
         cursor.next()?;
     }
     Ok(sum)
+}
+
+/// A block of its own, outside a table.
+pub struct BenchBlock(Vec<u8>);
+
+impl BenchBlock {
+    /// The block of these sorted puts.
+    #[must_use]
+    pub fn new<'e>(entries: impl Iterator<Item = (&'e [u8], u64, &'e [u8])>) -> BenchBlock {
+        let mut builder = BlockBuilder::default();
+        entries.for_each(|(key, seqno, value)| builder.add(key, seqno, EntryKind::Put, value));
+        let mut bytes = Vec::new();
+        builder.finish(&mut bytes);
+        BenchBlock(bytes)
+    }
+
+    /// The index of the first row at or after this key.
+    ///
+    /// # Panics
+    /// If the block is not well formed, which [`BenchBlock::new`] sees to.
+    #[must_use]
+    pub fn search(&self, key: &[u8]) -> usize {
+        let block = Block::new(&self.0).expect("just built");
+        block.lower_bound(key, SeqNo(u64::MAX >> 8)).expect("just built")
+    }
 }
 
 /// A filter of its own, outside a table.

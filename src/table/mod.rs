@@ -73,7 +73,6 @@ pub(crate) mod layout;
 pub(crate) mod reader;
 pub(crate) mod salvage;
 
-pub(crate) use crate::table::builder::TableBuilder;
 pub(crate) use crate::table::cache::BlockCache;
 pub(crate) use crate::table::reader::Table;
 

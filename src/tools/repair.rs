@@ -362,7 +362,8 @@ impl Repair<'_> {
             (self.progress)(&FileKind::Log.name(number));
             let path = FileKind::Log.path(self.dir, number);
             let bytes = Bytes::from(read(self.fs, &path)?);
-            files.push(LogFile { path, number, bytes });
+            let zeros_from = bytes.len() as u64;
+            files.push(LogFile { path, number, bytes, zeros_from });
         }
         Ok(files)
     }

@@ -308,7 +308,8 @@ impl Check<'_> {
                 Ok(bytes) => {
                     self.report.logs += 1;
                     self.report.log_bytes += bytes.len() as u64;
-                    files.push(LogFile { path, number, bytes: Bytes::from(bytes) });
+                    let zeros_from = bytes.len() as u64;
+                    files.push(LogFile { path, number, bytes: Bytes::from(bytes), zeros_from });
                 }
                 Err(error) => self.damage(&path, &error),
             }

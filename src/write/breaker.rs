@@ -6,6 +6,9 @@
 //!                        +--------------failure--------+
 //! ```
 //!
+//! A failure while half-open opens it too: the repair that is under way then does not close it, and
+//! no second one begins before that one has ended.
+//!
 //! A full disk heals itself: the background work probes for free space and closes the breaker.
 //! Everything else needs `Db::resume`, and corruption needs a person.
 
@@ -34,8 +37,17 @@ const HALF_OPEN: u8 = 2;
 /// See the module's comment.
 #[derive(Debug, Default)]
 pub(crate) struct Breaker {
+    /// Written under the lock of `inner` only.
     state: AtomicU8,
-    failure: Mutex<Option<Failure>>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// `None` only while closed.
+    failure: Option<Failure>,
+    /// A repair is under way.
+    repairing: bool,
 }
 
 #[derive(Debug)]
@@ -62,7 +74,7 @@ impl Breaker {
     /// What writers get.
     #[cold]
     pub fn error(&self) -> Error {
-        match &*self.failure.lock() {
+        match &self.inner.lock().failure {
             Some(failure) if failure.is_for_want_of_space() => {
                 Error::new(ErrorKind::NoSpace).context(failure.error.to_string())
             }
@@ -76,45 +88,64 @@ impl Breaker {
 
     /// Opens the breaker. A graver cause replaces a full disk; otherwise the first one stays.
     pub fn open(&self, cause: DegradedCause, error: &Error) {
-        let mut failure = self.failure.lock();
-        let replace = match &*failure {
+        let mut inner = self.inner.lock();
+        let replace = match &inner.failure {
             None => true,
             Some(first) => first.cause == DegradedCause::NoSpace && cause != DegradedCause::NoSpace,
         };
         if replace {
-            *failure = Some(Failure { cause, error: error.duplicate() });
+            inner.failure = Some(Failure { cause, error: error.duplicate() });
         }
         self.state.store(OPEN, Ordering::Release);
     }
 
     /// Begins a repair. `None` if the breaker is closed or a repair is under way.
     pub fn half_open(&self) -> Option<DegradedCause> {
-        let failure = self.failure.lock();
-        let from_open =
-            self.state.compare_exchange(OPEN, HALF_OPEN, Ordering::AcqRel, Ordering::Relaxed);
-        from_open.ok().and(failure.as_ref().map(|failure| failure.cause))
+        let mut inner = self.inner.lock();
+        if inner.repairing {
+            return None;
+        }
+        let cause = inner.failure.as_ref().map(|failure| failure.cause)?;
+        inner.repairing = true;
+        self.state.store(HALF_OPEN, Ordering::Release);
+        Some(cause)
+    }
+
+    /// What was under way when the repair began has ended: it repairs the failures up to here.
+    pub fn half_open_again(&self) -> Option<DegradedCause> {
+        let inner = self.inner.lock();
+        assert!(inner.repairing, "a repair is under way");
+        self.state.store(HALF_OPEN, Ordering::Release);
+        inner.failure.as_ref().map(|failure| failure.cause)
     }
 
     /// The repair has failed: back to open.
     pub fn reopen(&self) {
-        let _guard = self.failure.lock();
+        let mut inner = self.inner.lock();
+        inner.repairing = false;
         self.state.store(OPEN, Ordering::Release);
     }
 
-    /// The repair has succeeded: writes are taken again.
-    pub fn close(&self) {
-        let mut failure = self.failure.lock();
-        *failure = None;
-        self.state.store(CLOSED, Ordering::Release);
+    /// The repair has succeeded: writes are taken again, and it is true, unless something failed
+    /// meanwhile.
+    pub fn close(&self) -> bool {
+        let mut inner = self.inner.lock();
+        inner.repairing = false;
+        let closes = self.state.load(Ordering::Acquire) == HALF_OPEN;
+        if closes {
+            inner.failure = None;
+            self.state.store(CLOSED, Ordering::Release);
+        }
+        closes
     }
 
     /// Closes the breaker if a full disk, and nothing graver, has opened it.
     pub fn close_if_no_space(&self) -> bool {
-        let mut failure = self.failure.lock();
-        let heals = failure.as_ref().is_some_and(|f| f.cause == DegradedCause::NoSpace)
-            && self.state.load(Ordering::Acquire) == OPEN;
+        let mut inner = self.inner.lock();
+        let is_full = |failure: &Failure| failure.cause == DegradedCause::NoSpace;
+        let heals = inner.failure.as_ref().is_some_and(is_full) && !inner.repairing;
         if heals {
-            *failure = None;
+            inner.failure = None;
             self.state.store(CLOSED, Ordering::Release);
         }
         heals
@@ -122,13 +153,13 @@ impl Breaker {
 
     /// State, and the cause unless closed.
     pub fn state(&self) -> (BreakerState, Option<DegradedCause>) {
-        let failure = self.failure.lock();
+        let inner = self.inner.lock();
         let state = match self.state.load(Ordering::Acquire) {
             CLOSED => BreakerState::Closed,
             OPEN => BreakerState::Open,
             _ => BreakerState::HalfOpen,
         };
-        (state, failure.as_ref().map(|failure| failure.cause))
+        (state, inner.failure.as_ref().map(|failure| failure.cause))
     }
 }
 
@@ -158,9 +189,32 @@ mod tests {
         assert_eq!(breaker.half_open(), Some(DegradedCause::LogSync));
         assert_eq!(breaker.half_open(), None);
         assert!(breaker.check().is_err());
-        breaker.close();
+        assert!(breaker.close());
         assert!(breaker.check().is_ok());
         assert_eq!(breaker.state(), (BreakerState::Closed, None));
+    }
+
+    /// Bug: a database never took writes again, half-open without a cause. Cause: a failure during
+    /// a repair let a second one begin; the first closed the breaker, the second, failing, opened
+    /// it again without a cause. Fix: one repair at a time, which closes only what nothing opened
+    /// meanwhile.
+    #[test]
+    fn a_failure_during_a_repair_keeps_it_open() {
+        let breaker = Breaker::default();
+        breaker.open(DegradedCause::LogSync, &failure());
+        assert!(breaker.half_open().is_some());
+        breaker.open(DegradedCause::Manifest, &failure());
+        assert_eq!(breaker.half_open(), None);
+        assert!(!breaker.close());
+        assert_eq!(breaker.state(), (BreakerState::Open, Some(DegradedCause::LogSync)));
+        assert!(breaker.half_open().is_some());
+        breaker.open(DegradedCause::Table, &failure());
+        assert!(breaker.half_open_again().is_some());
+        assert!(breaker.close());
+        breaker.open(DegradedCause::LogSync, &failure());
+        assert!(breaker.half_open().is_some());
+        breaker.reopen();
+        assert!(breaker.half_open().is_some());
     }
 
     #[test]

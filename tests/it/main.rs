@@ -13,11 +13,11 @@ mod crash;
 mod examples;
 #[cfg(feature = "testing")]
 mod fixture;
-#[cfg(unix)]
-mod kill;
 mod layers;
 #[cfg(feature = "testing")]
 mod model;
+#[cfg(unix)]
+mod process;
 #[cfg(feature = "testing")]
 mod regressions;
 #[cfg(feature = "testing")]

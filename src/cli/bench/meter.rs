@@ -60,6 +60,16 @@ impl Tally {
         Tally { latencies, max_ns: 0, ops: 0, bytes: 0, found: 0, elapsed: Duration::ZERO }
     }
 
+    /// Adds something that was timed as a whole.
+    pub fn time(&mut self, elapsed: Duration, ops: u64, bytes: u64) {
+        let ns = elapsed.as_nanos() as u64;
+        self.latencies.saturating_record(ns);
+        self.max_ns = self.max_ns.max(ns);
+        self.ops += ops;
+        self.bytes += bytes;
+        self.elapsed += elapsed;
+    }
+
     /// Adds what another thread did in the same time.
     pub fn add(&mut self, other: &Tally) {
         self.latencies.add(&other.latencies).expect("histograms of the same bounds");

@@ -6,6 +6,7 @@
 //! - `meter`: one thread's clock, counters and latencies.
 //! - `subject`: the database under measurement.
 //! - `workload`: what each workload does.
+//! - `opening`: the workloads that open databases.
 //! - `run`: the threads of one workload, watched.
 //! - `report`: the table, and JSON.
 //! - `plot`: operations a second over time, as SVG.
@@ -13,6 +14,7 @@
 mod keys;
 mod machine;
 mod meter;
+mod opening;
 mod plot;
 mod report;
 mod run;
@@ -167,7 +169,10 @@ impl Bench {
                 let filler = workloads.len();
                 run::measure(&plan, &mut subject, Workload::Fillrandom, filler, &printer)?;
             }
-            let measured = run::measure(&plan, &mut subject, workload, round, &printer)?;
+            let measured = match workload.opens() {
+                true => opening::measure(&plan, &mut subject, workload, &printer)?,
+                false => run::measure(&plan, &mut subject, workload, round, &printer)?,
+            };
             printer.print(&plan, &measured)?;
             if workload.writes() {
                 curves.push((workload.name(), measured.curve));

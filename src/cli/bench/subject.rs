@@ -104,6 +104,16 @@ impl Subject {
         Ok(())
     }
 
+    /// Closes the database; [`Subject::take_over`] follows.
+    pub fn close_only(&mut self) -> Result<()> {
+        self.db.take().map_or(Ok(()), |db| Ok(db.close()?))
+    }
+
+    /// Goes on with the database that was opened in the directory.
+    pub fn take_over(&mut self, db: Db) {
+        self.db = Some(db);
+    }
+
     /// Closes the database, and removes a temporary one.
     pub fn close(mut self) -> Result<()> {
         if let Some(db) = self.db.take() {

@@ -45,6 +45,11 @@ pub enum Workload {
     Mergerandom,
     /// Delete records drawn at random
     Deleterandom,
+    /// Close the database and open it again, with a first read; an operation is an opening
+    Reopen,
+    /// Open what a process killed with 15 MiB in its log left, with a first read; an operation is a
+    /// record of the log, a latency that of the whole opening
+    Recovery,
 }
 
 /// fillsync ends after so long: a commit takes 0.1 to 10 ms, and N of them would take hours.
@@ -68,6 +73,11 @@ impl Workload {
     pub fn writes(self) -> bool {
         use Workload::{Deleterandom, Mergerandom, Overwrite, Readwhilewriting};
         self.is_fill() || matches!(self, Overwrite | Mergerandom | Deleterandom | Readwhilewriting)
+    }
+
+    /// Whether it is about opening a database, not about using it.
+    pub fn opens(self) -> bool {
+        matches!(self, Workload::Reopen | Workload::Recovery)
     }
 
     /// Whether it goes through the records once, in order, and ends there.
@@ -156,6 +166,7 @@ impl Scene<'_> {
             Workload::Readreverse => self.scan(part, meter, true),
             Workload::Mergerandom => self.merge_random(part, meter),
             Workload::Deleterandom => self.delete_random(part, meter),
+            Workload::Reopen | Workload::Recovery => unreachable!("see `opening`"),
         }
     }
 

@@ -32,12 +32,12 @@ enum Threads {
 
 #[test]
 fn with_threads() {
-    test("with_threads", Threads::Real, 1_000);
+    test("with_threads", Threads::Real, 2_000);
 }
 
 #[test]
 fn with_stepper() {
-    test("with_stepper", Threads::Stepped, 1_000);
+    test("with_stepper", Threads::Stepped, 2_000);
 }
 
 fn test(name: &str, threads: Threads, default_count: u64) {
