@@ -40,6 +40,14 @@ impl Checksum {
         hasher.finalize()
     }
 
+    /// A checksum of data at byte `offset` that grows byte by byte, for a search for its end.
+    #[must_use]
+    pub fn growing(self, offset: u64) -> crc32fast::Hasher {
+        let mut hasher = crc32fast::Hasher::new_with_initial(self.state_after_id);
+        hasher.update(&offset.to_le_bytes());
+        hasher
+    }
+
     /// The checksum of data that lies in several pieces, as if they were one.
     #[must_use]
     pub fn of_parts(self, offset: u64, parts: &[&[u8]]) -> u32 {

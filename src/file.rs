@@ -7,6 +7,7 @@
 //! 000007.log              write-ahead log
 //! 000009.table            sorted table
 //! *.tmp                   being written; removed at open
+//! lost/                   files that a salvage or repair gave up; never read
 //!
 //! header, 128 bytes, at offset 0 of every log, table and manifest
 //!   offset  size  field
@@ -79,6 +80,8 @@ impl FileKind {
 pub const CURRENT: &str = "CURRENT";
 /// Name of the lock file.
 pub const LOCK: &str = "LOCK";
+/// Name of the directory for what a salvage or repair gave up.
+pub const LOST: &str = "lost";
 /// Ending of files that are being written and are removed at open.
 pub const TEMPORARY_ENDING: &str = ".tmp";
 

@@ -5,6 +5,7 @@
 // tests/it/layers.rs holds it.
 pub(crate) mod coding;
 mod error;
+mod loss;
 
 pub(crate) mod checksum;
 pub(crate) mod file;
@@ -44,6 +45,10 @@ mod toolkit;
 
 pub mod tools;
 
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod fuzz;
+
 pub use crate::db::batch::Batch;
 pub use crate::db::keyspace::{Keyspace, KeyspaceOptions};
 pub use crate::db::once::{EventId, Outcome};
@@ -51,8 +56,11 @@ pub use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};
 pub use crate::db::stats::{KeyspaceStats, LevelStats, MemoryStats, Stats};
 pub use crate::db::{Db, DbBuilder};
 pub use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
+pub use crate::loss::Loss;
 pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merged, Min, Operand};
-pub use crate::options::{Compression, Durability, Filter, Options, ReadMode, TokenWindow};
+pub use crate::options::{
+    Compression, Durability, Filter, Options, ReadMode, Recovery, TokenWindow,
+};
 pub use crate::read::scan::{Cursor, Entry, Iter};
 pub use crate::slice::Slice;
 pub use crate::toolkit::batcher::{Batcher, BatcherOptions, ItemTicket};

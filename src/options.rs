@@ -83,6 +83,34 @@ impl TokenWindow {
     }
 }
 
+/// What an open does where the database is damaged: where it finds something else than was written,
+/// and a plain crash does not explain it.
+///
+/// The choice matters only for a damaged database; one that is whole, or that crashed, opens in
+/// every mode to the same state. Files that a mode gives up are kept in the directory `lost` within
+/// the database's; what they held is listed by [`Db::losses`](crate::Db::losses).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Recovery {
+    /// Refuse with `Corruption`, which names file and offset, and change nothing.
+    #[default]
+    Strict,
+    /// Cut the log at its first damage: the database becomes what it was after some first commits,
+    /// and later ones are lost, intact or not. Refuses where that is no moment of its history:
+    /// where a table of one of several keyspaces already has later commits, and where a table or
+    /// the manifest is damaged.
+    PointInTime,
+    /// Leave out what cannot be read, and keep everything else: intact commits after a damaged part
+    /// of the log too, and the tables that are left where one is missing or cannot be opened. The
+    /// result may be no moment of the history: commits and operands are missing in the middle, and
+    /// of keys in a lost table an older value, or one that was deleted, may show. Single commits
+    /// are still whole or absent.
+    ///
+    /// Damaged blocks within a table are left as they are, and reading them still fails:
+    /// [`tools::repair`](crate::tools::repair) takes them out, and mends a damaged manifest.
+    Salvage,
+}
+
 /// Choices for a whole database. Make one with [`Options::default`] and change fields.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -109,6 +137,8 @@ pub struct Options {
     pub create: bool,
     /// How long tokens of idempotent commits are kept. Default 24 hours and a million a source.
     pub token_window: TokenWindow,
+    /// What to do where the database is damaged. Default strict: refuse, and change nothing.
+    pub recovery: Recovery,
     /// For tests: limits so small that a few entries reach every code path.
     pub(crate) limits: Option<Limits>,
 }
@@ -127,6 +157,7 @@ impl Default for Options {
             table_bytes: 32 << 20,
             create: true,
             token_window: TokenWindow::default(),
+            recovery: Recovery::Strict,
             limits: None,
         }
     }

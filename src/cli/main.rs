@@ -3,7 +3,7 @@
 //! - `main`: the verbs, and what becomes of their errors.
 //! - `failure`: why a verb ended without success, in one line.
 //! - `text`: how bytes, numbers and sizes are written on a command line.
-//! - `verbs`: get, put, delete, merge, scan, stats, dump, verify.
+//! - `verbs`: get, put, delete, merge, scan, stats, dump, verify, repair.
 //! - `bench`: db_bench's workloads.
 
 mod failure;
@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::Bench;
 use crate::failure::Failure;
-use crate::verbs::{Delete, Dump, Get, Merge, Put, Scan, Stats, Verify};
+use crate::verbs::{Delete, Dump, Get, Merge, Put, Repair, Scan, Stats, Verify};
 
 #[derive(Parser)]
 #[command(name = "esker", version, max_term_width = 100, after_help = EXAMPLES)]
@@ -38,6 +38,7 @@ Examples:
   esker merge data visits 5 --keyspace counters --operator counter --create
   esker scan data --prefix user: --reverse --limit 10
   esker verify data
+  esker repair data --dry-run
 
 Exit status: 0 on success, 1 if something failed or a key is missing, 2 for wrong arguments.";
 
@@ -52,6 +53,7 @@ enum Verb {
     Stats(Stats),
     Dump(Dump),
     Verify(Verify),
+    Repair(Repair),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Stats(stats) => stats.run(),
         Verb::Dump(dump) => dump.run(),
         Verb::Verify(verify) => verify.run(),
+        Verb::Repair(repair) => repair.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

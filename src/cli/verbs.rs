@@ -1,5 +1,5 @@
 //! The verbs that look into a database or change one entry of it: get, put, delete, merge, scan,
-//! stats, dump, verify.
+//! stats, dump, verify, repair.
 //!
 //! Keys and values on the command line are bytes as they stand, or, with `--escaped`, as `scan`
 //! prints them. In a keyspace whose merge operator works on numbers, values are written and
@@ -142,6 +142,19 @@ pub struct Dump {
 pub struct Verify {
     /// The database's directory
     dir: PathBuf,
+}
+
+/// Make a damaged database one that opens, from everything that can be read
+///
+/// Prints what was lost. What is not used is moved to the directory `lost` within the database's;
+/// nothing is deleted, and a database that needs no repair is not changed.
+#[derive(Args)]
+pub struct Repair {
+    /// The database's directory
+    dir: PathBuf,
+    /// Only print what would be done
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// The built-in merge operators.
@@ -328,6 +341,33 @@ impl Verify {
         if !report.is_ok() {
             return Err(Failure::new(format!("{} is damaged, see above", self.dir.display())));
         }
+        Ok(())
+    }
+}
+
+impl Repair {
+    /// Repairs, and prints the report.
+    pub fn run(self) -> Result<()> {
+        check_directory(&self.dir)?;
+        let watched = io::stderr().is_terminal();
+        let mode = match self.dry_run {
+            true => tools::RepairMode::DryRun,
+            false => tools::RepairMode::InPlace,
+        };
+        let report = tools::repair(&self.dir, mode, &mut |file| {
+            if watched {
+                eprint!("\r\x1b[Kreading {file}");
+            }
+        });
+        if watched {
+            eprint!("\r\x1b[K");
+        }
+        let report = report?;
+        let mut out = io::stdout().lock();
+        if self.dry_run && report.needed {
+            writeln!(out, "a repair would do this; nothing was changed")?;
+        }
+        writeln!(out, "{}", report.to_string().trim_end())?;
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file::{FileKind, FileNumber};
 use crate::fs::Fs;
 use crate::table::builder::TableBuilder;
-use crate::table::{TableConfig, TableFacts};
+use crate::table::{Origin, TableConfig, TableFacts};
 
 /// Between two looks at the cancel flag: at 80 ns an entry, some 80 µs.
 const ENTRIES_BETWEEN_CHECKS: u32 = 1024;
@@ -79,6 +79,8 @@ pub(crate) struct Output<'a> {
     pub(crate) dir: &'a Path,
     /// Encoding of the tables.
     pub(crate) config: &'a TableConfig,
+    /// Where the tables belong.
+    pub(crate) origin: &'a Origin,
     /// A table is closed at so many bytes.
     pub(crate) table_bytes: u64,
     /// Gives each file its number.
@@ -152,7 +154,9 @@ impl Writer<'_> {
         let Output { fs, dir, config, next_number, .. } = *self.output;
         let number = next_number();
         self.made.push(number);
-        self.table = Some((TableBuilder::create(fs, dir, number, config)?, 0));
+        let mut builder = TableBuilder::create(fs, dir, number, config)?;
+        builder.set_origin(self.output.origin.clone());
+        self.table = Some((builder, 0));
         Ok(())
     }
 
@@ -221,6 +225,7 @@ mod tests {
                 fs: &dir.fs,
                 dir: dir.path(),
                 config: &Dir::config(),
+                origin: &Origin::default(),
                 table_bytes,
                 next_number: &|| dir.next_number(),
                 cancelled,

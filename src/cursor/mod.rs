@@ -65,3 +65,40 @@ pub(crate) trait Cursor {
     /// The value or operand; empty for a tombstone. Valid until the cursor moves.
     fn value(&self) -> ValueRef<'_>;
 }
+
+/// For merging cursors of several kinds.
+impl Cursor for Box<dyn Cursor> {
+    fn valid(&self) -> bool {
+        (**self).valid()
+    }
+    fn seek_to_first(&mut self) -> Result<()> {
+        (**self).seek_to_first()
+    }
+    fn seek_to_last(&mut self) -> Result<()> {
+        (**self).seek_to_last()
+    }
+    fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        (**self).seek(key, seqno)
+    }
+    fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        (**self).seek_before(key, seqno)
+    }
+    fn next(&mut self) -> Result<()> {
+        (**self).next()
+    }
+    fn prev(&mut self) -> Result<()> {
+        (**self).prev()
+    }
+    fn key(&self) -> &[u8] {
+        (**self).key()
+    }
+    fn seqno(&self) -> SeqNo {
+        (**self).seqno()
+    }
+    fn kind(&self) -> EntryKind {
+        (**self).kind()
+    }
+    fn value(&self) -> ValueRef<'_> {
+        (**self).value()
+    }
+}

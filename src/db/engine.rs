@@ -19,6 +19,7 @@ use crate::error::{DegradedCause, Error, ErrorKind, Result};
 use crate::file::{FileNumber, Lsn};
 use crate::fs::{Fs, Lock};
 use crate::key::{EntryKind, KEY_BYTES_MAX, SeqNo, VALUE_BYTES_MAX};
+use crate::loss::Loss;
 use crate::manifest::edit::Edit;
 use crate::memtable::{ArenaPool, Memtable};
 use crate::options::{Durability, Limits, Options};
@@ -65,6 +66,8 @@ pub(crate) struct Engine {
     pub totals: Totals,
     /// One batch above a megabyte at a time.
     oversized: Mutex<()>,
+    /// What the open went on without.
+    pub losses: Vec<Loss>,
     /// Held until the database is closed.
     pub lock: Mutex<Option<Box<dyn Lock>>>,
 }
@@ -96,6 +99,7 @@ pub(crate) struct Parts {
     pub pool: Arc<ArenaPool>,
     pub next_file: FileNumber,
     pub next_run: u64,
+    pub losses: Vec<Loss>,
     pub lock: Box<dyn Lock>,
 }
 
@@ -127,6 +131,7 @@ impl Engine {
             next_run: AtomicU64::new(parts.next_run),
             totals: Totals::default(),
             oversized: Mutex::new(()),
+            losses: parts.losses,
             lock: Mutex::new(Some(parts.lock)),
         }
     }

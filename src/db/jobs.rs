@@ -21,13 +21,13 @@ use crate::cursor::Cursor;
 use crate::cursor::merge::MergeCursor;
 use crate::db::engine::Engine;
 use crate::error::{Error, Result};
-use crate::file::{FileKind, Lsn};
+use crate::file::{FileKind, FileNumber, Lsn};
 use crate::flush::flush;
 use crate::fs;
 use crate::key::SeqNo;
 use crate::manifest::edit::{Edit, TableAdded, TableRemoved};
 use crate::options::{Compression, Limits, Options};
-use crate::table::{Table, TableConfig, TableFacts};
+use crate::table::{Origin, Table, TableConfig, TableFacts};
 use crate::tree::{Frozen, Tree, View};
 use crate::version::{Added, LEVEL_LAST, Version};
 
@@ -43,7 +43,7 @@ impl Engine {
         let cuts = flush_cuts(&view.version, &self.limits);
         let memtables = view.frozen.iter().map(|frozen| &frozen.memtable);
         let (boundaries, operator) = (self.snapshots.boundaries(), tree.operator().cloned());
-        let facts = self.with_output(0, |output| {
+        let facts = self.with_output(tree, 0, Vec::new(), |output| {
             flush(memtables, newest.last_seqno, boundaries, operator, cuts, output)
         })?;
         let written: u64 = facts.iter().map(|facts| facts.bytes).sum();
@@ -200,7 +200,8 @@ impl Engine {
     ) -> Result<Vec<TableFacts>> {
         let (boundaries, below) = (self.snapshots.boundaries(), plan.below.clone());
         let mut survivors = Survivors::new(entries, boundaries, below, tree.operator().cloned())?;
-        self.with_output(plan.to_level, |output| {
+        let inputs = plan.removed().into_iter().map(|(_, number)| number).collect();
+        self.with_output(tree, plan.to_level, inputs, |output| {
             write_tables(&mut survivors, plan.cuts.clone(), output)
         })
     }
@@ -225,17 +226,24 @@ impl Engine {
         }
     }
 
-    /// Calls `write` with where and how tables of this level are written.
+    /// Calls `write` with where and how tables of this level are written that take over the
+    /// contents of `inputs`.
     pub(crate) fn with_output<T>(
         &self,
+        tree: &Tree,
         level: u8,
+        inputs: Vec<FileNumber>,
         write: impl FnOnce(&Output<'_>) -> Result<T>,
     ) -> Result<T> {
         let config = table_config(&self.options, &self.limits, level);
+        let (keyspace, name) = (tree.id, tree.name.clone());
+        let operator = tree.operator_name().map(str::to_string);
+        let origin = Origin { keyspace, name, operator, inputs };
         write(&Output {
             fs: &*self.fs,
             dir: &self.dir,
             config: &config,
+            origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
             next_number: &|| self.next_file_number(),
             cancelled: &|| self.work.is_stopped(),
@@ -269,7 +277,7 @@ impl Engine {
         &self,
         version: &Version,
         added: Vec<Added<Table>>,
-        removed: &[(u8, crate::file::FileNumber)],
+        removed: &[(u8, FileNumber)],
     ) -> Result<Arc<Version>> {
         let applied = version.apply(added, removed);
         applied.map(Arc::new).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))

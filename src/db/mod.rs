@@ -7,9 +7,11 @@
 //! - `snapshot`: [`Snapshot`], reads as of one moment.
 //! - `stats`: [`Stats`].
 //! - `resume`: taking writes again after a failure of the disk.
-//! - `engine`: what the handles share. `open`: from a directory to an engine. `catalog`: the
+//! - `engine`: what the handles share. `open`: from a directory to an engine. `aside`: keeping what
+//!   a salvage goes on without. `catalog`: the
 //!   manifest in use. `worker`: the background threads. `jobs`: what they do.
 
+pub(crate) mod aside;
 pub(crate) mod batch;
 pub(crate) mod catalog;
 pub(crate) mod engine;
@@ -38,8 +40,9 @@ use crate::db::stats::Stats;
 use crate::error::{DegradedCause, Error, Result};
 use crate::fs::Fs;
 use crate::fs::RealFs;
+use crate::loss::Loss;
 use crate::manifest::edit::Edit;
-use crate::options::{Compression, Durability, Filter, Options, ReadMode, TokenWindow};
+use crate::options::{Compression, Durability, Filter, Options, ReadMode, Recovery, TokenWindow};
 use crate::runtime::{Mutex, Runtime, Task};
 use crate::write::breaker::BreakerState;
 
@@ -203,6 +206,14 @@ impl Db {
         self.engine().resume(0)
     }
 
+    /// What the open went on without, in another mode than [`Recovery::Strict`]; empty if nothing
+    /// was damaged. The next open does not find it again: the files it was in are in the directory
+    /// `lost` within the database's.
+    #[must_use]
+    pub fn losses(&self) -> &[Loss] {
+        &self.engine().losses
+    }
+
     /// Flushes everything, marks the database as closed cleanly, and lets go of it. Every other
     /// handle fails from then on with `Closed`.
     ///
@@ -360,6 +371,12 @@ impl DbBuilder {
     /// How long tokens of idempotent commits are kept.
     pub fn token_window(mut self, window: TokenWindow) -> DbBuilder {
         self.options.token_window = window;
+        self
+    }
+
+    /// What to do where the database is damaged.
+    pub fn recovery(mut self, recovery: Recovery) -> DbBuilder {
+        self.options.recovery = recovery;
         self
     }
 

@@ -11,9 +11,15 @@
 //!    of a torn log is durable before the first new write. Then begin that log.
 //! 6. One more record, so that the manifest's first is not its last; then remove what is
 //!    superfluous.
+//!
+//! In another mode than strict ([`crate::Recovery`]) the log is first read as strictly as ever. Only
+//! if that finds damage, step 4 reads it in that mode; the logs are then kept in `lost` before step
+//! 5, since the damage, and what lies behind it, is in them. Salvage goes on without tables that
+//! cannot be opened, in the same way.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,27 +27,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::batch::Operations;
 use crate::compaction::picker::flush_cuts;
 use crate::compaction::run::Output;
+use crate::cursor::ValueRef;
+use crate::db::aside;
 use crate::db::catalog::Catalog;
 use crate::db::engine::{Engine, Parts};
 use crate::db::jobs::table_config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{
-    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, Lsn, TEMPORARY_ENDING,
+    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, LOST, Lsn, TEMPORARY_ENDING,
 };
 use crate::flush::flush;
 use crate::fs::{self, Fs, Lock};
-use crate::key::{KeyspaceId, SeqNo};
-use crate::manifest::edit::{Edit, KeyspaceFacts, TableAdded};
+use crate::key::{self, KeyspaceId, SeqNo};
+use crate::loss::Loss;
+use crate::manifest::edit::{Edit, KeyspaceFacts, TableAdded, TableRemoved};
 use crate::manifest::reader::load;
 use crate::manifest::state::{KeyspaceState, State};
 use crate::memtable::{ArenaPool, Memtable};
 use crate::operator::{MergeOperator, built_in};
-use crate::options::{Limits, Options};
+use crate::options::{Limits, Options, Recovery};
 use crate::record::RecordKind;
-use crate::record::chain::{LogChain, LogFile, Mode, Outcome, Replay};
+use crate::record::chain::{Break, LogChain, LogFile, Mode, Outcome, Replay};
 use crate::record::reader::Record;
 use crate::runtime::Runtime;
-use crate::table::{BlockCache, Table, TableFacts};
+use crate::table::{BlockCache, Origin, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
 use crate::write::commit::Pipeline;
@@ -68,14 +77,41 @@ pub(crate) fn open(
     if loaded.is_none() && !options.create {
         return Err(no_database(dir));
     }
-    let mut state = match loaded {
+    let state = match loaded {
         Some(loaded) => loaded.state,
         None => fresh_state()?,
     };
+    recover(fs, runtime, dir, options, Found { lock, state, by_key: false, unused: Vec::new() })
+}
+
+/// What a recovery begins with.
+pub(crate) struct Found {
+    /// The database's lock.
+    pub(crate) lock: Box<dyn Lock>,
+    /// What is in tables, and where the replay begins.
+    pub(crate) state: State,
+    /// Which operations are in tables is not known by number for each keyspace: skip those on keys
+    /// of which the tables have a version that is not older.
+    pub(crate) by_key: bool,
+    /// Files to keep in `lost`.
+    pub(crate) unused: Vec<String>,
+}
+
+/// Steps 3 to 6 of the module's comment.
+pub(crate) fn recover(
+    fs: Arc<dyn Fs>,
+    runtime: Runtime,
+    dir: &Path,
+    options: Options,
+    found: Found,
+) -> Result<Arc<Engine>> {
+    let Found { lock, mut state, by_key, unused } = found;
     let limits = options.limits();
     let chunk_bytes = (limits.memtable_bytes / 16).clamp(4 << 10, 1 << 20);
     let pool = ArenaPool::new(chunk_bytes, limits.memtables_bytes_max);
-    let mut recovery = Recovery::new(fs, dir, options, limits, pool, &state)?;
+    let mut recovery = Recovering::new(fs, dir, options, limits, pool, &state)?;
+    recovery.by_key = by_key;
+    recovery.unused.extend(unused);
     recovery.replay(&state)?;
     let next_seqno = recovery.next_seqno(&state);
     let first_lsn = recovery.first_free_lsn(state.replay_from());
@@ -104,6 +140,7 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
             || name == LOCK
             || name.ends_with(TEMPORARY_ENDING)
             || name == "lost+found"
+            || name == LOST
             || file::parse_name(name).is_some()
     };
     let has_current = names.iter().any(|name| name == file::CURRENT);
@@ -155,7 +192,7 @@ fn fresh_state() -> Result<State> {
 }
 
 /// A database that is being opened.
-struct Recovery<'a> {
+struct Recovering<'a> {
     fs: Arc<dyn Fs>,
     dir: &'a Path,
     options: Options,
@@ -167,9 +204,16 @@ struct Recovery<'a> {
     keyspaces: BTreeMap<KeyspaceId, Recovered>,
     /// What the new manifest says beyond the old one.
     edit: Edit,
+    /// The logs that are replayed.
+    logs: Vec<FileNumber>,
     /// End of the last log file found.
     logs_end: Lsn,
     last_seqno: SeqNo,
+    /// See [`Found`].
+    by_key: bool,
+    /// Files to keep in `lost`, since they are given up.
+    unused: Vec<String>,
+    losses: Vec<Loss>,
 }
 
 /// A keyspace that is being recovered.
@@ -182,7 +226,7 @@ struct Recovered {
     next_run: u64,
 }
 
-impl<'a> Recovery<'a> {
+impl<'a> Recovering<'a> {
     fn new(
         fs: Arc<dyn Fs>,
         dir: &'a Path,
@@ -190,14 +234,14 @@ impl<'a> Recovery<'a> {
         limits: Limits,
         pool: Arc<ArenaPool>,
         state: &State,
-    ) -> Result<Recovery<'a>> {
+    ) -> Result<Recovering<'a>> {
         let names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
         // A number that a lost edit gave out may be on a file that is still there.
         let found = names.iter().filter_map(|name| file::parse_name(name));
         let beyond = found.map(|(_, number)| number.0 + 1).max().unwrap_or(1);
         let next_file = AtomicU64::new(state.next_file().0.max(beyond));
         let cache = BlockCache::new(limits.cache_bytes);
-        let mut recovery = Recovery {
+        let mut recovery = Recovering {
             fs,
             dir,
             options,
@@ -208,8 +252,12 @@ impl<'a> Recovery<'a> {
             next_file,
             keyspaces: BTreeMap::new(),
             edit: Edit::default(),
+            logs: Vec::new(),
             logs_end: Lsn(0),
             last_seqno: SeqNo::ZERO,
+            by_key: false,
+            unused: Vec::new(),
+            losses: Vec::new(),
         };
         for keyspace in state.keyspaces() {
             let recovered = recovery.open_keyspace(keyspace)?;
@@ -218,11 +266,17 @@ impl<'a> Recovery<'a> {
         Ok(recovery)
     }
 
-    fn open_keyspace(&self, keyspace: &KeyspaceState) -> Result<Recovered> {
-        let added = keyspace
-            .tables()
-            .map(|(level, run, facts)| self.open_table(level, run, facts.clone()))
-            .collect::<Result<Vec<Added<Table>>>>()?;
+    fn open_keyspace(&mut self, keyspace: &KeyspaceState) -> Result<Recovered> {
+        let mut added: Vec<Added<Table>> = Vec::new();
+        for (level, run, facts) in keyspace.tables() {
+            match self.open_table(level, run, facts.clone()) {
+                Ok(table) => added.push(table),
+                Err(error) if self.options.recovery == Recovery::Salvage => {
+                    self.give_up_table(keyspace, level, facts, error)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let runs = added.iter().map(|(_, run, _)| *run);
         let next_run = runs.max().unwrap_or(0) + 1;
         let version = Version::empty().apply(added, &[]).map_err(|why| {
@@ -253,6 +307,34 @@ impl<'a> Recovery<'a> {
         Ok((level, run, table))
     }
 
+    /// Goes on without a table that cannot be opened because it is damaged or missing.
+    fn give_up_table(
+        &mut self,
+        keyspace: &KeyspaceState,
+        level: u8,
+        facts: &TableFacts,
+        error: Error,
+    ) -> Result<()> {
+        let ErrorKind::Corruption { file, offset, expected, found } = error.kind() else {
+            return Err(error);
+        };
+        let what = format!("the whole table: expected {expected}, found {found}");
+        self.losses.push(Loss {
+            keyspace: Some(keyspace.facts.name.clone()),
+            keys: Some((facts.smallest.clone(), facts.largest.clone())),
+            seqno_first: Some(facts.seqno_min.0),
+            seqno_last: Some(facts.seqno_max.0),
+            ..Loss::new(file.clone(), *offset, what)
+        });
+        let (keyspace, number) = (keyspace.facts.id, facts.number);
+        self.edit.tables_removed.push(TableRemoved { keyspace, level, number });
+        let name = FileKind::Table.name(number);
+        if self.names.contains(&name) {
+            self.unused.push(name);
+        }
+        Ok(())
+    }
+
     // Replay.
 
     /// Replays the log into memtables and tables.
@@ -267,7 +349,9 @@ impl<'a> Recovery<'a> {
                 self.logs_end = self.logs_end.max(end);
             }
         }
-        let replay = Replay {
+        let needed = files.iter().filter(|log| log.number >= state.replay_log());
+        self.logs = needed.map(|log| log.number).collect();
+        let mut replay = Replay {
             dir: self.dir.to_path_buf(),
             from: state.replay_from(),
             from_log: state.replay_log(),
@@ -275,18 +359,60 @@ impl<'a> Recovery<'a> {
             boot_id: self.fs.boot_id(),
             mode: Mode::Strict,
         };
+        replay.mode = mode_for(self.options.recovery, &files, &replay)?;
+        let mode = replay.mode;
+        if mode != Mode::Strict {
+            self.unused.extend(logs_with_contents(&files, replay.from_log));
+        }
         let mut chain = LogChain::new(files, replay)?;
+        let mut breaks = 0;
         while let Some(record) = chain.next()? {
+            let before = self.last_seqno;
             if record.kind == RecordKind::Commit {
-                self.replay_commit(&record, state)?;
+                self.replay_commit(&record, state, mode)?;
             }
+            let upto = Some(record.seqno.0.saturating_sub(1));
+            self.note_breaks(&chain.breaks()[breaks..], before, upto);
+            breaks = chain.breaks().len();
             if self.memory_bytes() > self.limits.memtables_bytes_max / 2 {
                 self.flush_all()?;
             }
         }
-        let Outcome { end, .. } = chain.finish();
+        if mode != Mode::Strict {
+            self.note_breaks(&chain.breaks()[breaks..], self.last_seqno, None);
+        }
+        let Outcome { end, breaks, .. } = chain.finish();
+        if let (Mode::PointInTime, Some(cut)) = (mode, breaks.last()) {
+            self.check_prefix(state, cut)?;
+        }
         self.logs_end = self.logs_end.max(end);
         self.flush_all()
+    }
+
+    /// Notes what was lost after seqno `after`, in another mode than strict.
+    fn note_breaks(&mut self, breaks: &[Break], after: SeqNo, upto: Option<u64>) {
+        self.losses.extend(breaks.iter().map(|lost| loss_of(lost, after, upto)));
+    }
+
+    /// Fails if the log was cut so early that the database would be no moment of its history.
+    ///
+    /// Everything up to the last commit that was read is there, and so is, in each keyspace,
+    /// everything up to its `flushed_upto`. If tables of one have more, what others wrote meanwhile
+    /// is lost; only where there are no others that does no harm.
+    fn check_prefix(&self, state: &State, cut: &Break) -> Result<()> {
+        let floor = state.keyspaces().map(|keyspace| keyspace.flushed_upto).min();
+        let upto = self.last_seqno.max(floor.unwrap_or(SeqNo::ZERO));
+        let ahead = state.tables().find(|(.., facts)| facts.seqno_max > upto);
+        match ahead {
+            Some((.., facts)) if state.keyspaces().count() > 1 => {
+                let table = FileKind::Table.name(facts.number);
+                let last = facts.seqno_max.0;
+                let expected = format!("commits up to seqno {last}, which {table} has");
+                let found = format!("damage after seqno {}; salvage or repair it", upto.0);
+                Err(Error::corruption(&cut.path, cut.offset, expected, found))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn read_logs(&self) -> Result<Vec<LogFile>> {
@@ -303,7 +429,18 @@ impl<'a> Recovery<'a> {
         Ok(files)
     }
 
-    fn replay_commit(&mut self, record: &Record<'_>, state: &State) -> Result<()> {
+    /// True if the tables have a version of this key that is not older.
+    fn is_in_tables(keyspace: &Recovered, key: &[u8], seqno: SeqNo) -> Result<bool> {
+        let mut newest = SeqNo::ZERO;
+        let mut note = |found, _, _: ValueRef<'_>| {
+            newest = found;
+            ControlFlow::Break(())
+        };
+        let _ = keyspace.version.visit(key, key::hash(key), SeqNo::MAX, &mut note)?;
+        Ok(newest >= seqno)
+    }
+
+    fn replay_commit(&mut self, record: &Record<'_>, state: &State, mode: Mode) -> Result<()> {
         let path = FileKind::Log.path(self.dir, FileNumber(0));
         let bad = |found: &str| {
             let expected = format!("a commit at log position {}", record.lsn.0);
@@ -315,7 +452,11 @@ impl<'a> Recovery<'a> {
         for operation in operations {
             let operation = operation.map_err(|e| bad(e.0))?;
             match self.keyspaces.get_mut(&operation.keyspace) {
-                Some(keyspace) if seqno > keyspace.flushed_upto => {
+                Some(keyspace)
+                    if seqno > keyspace.flushed_upto
+                        && !(self.by_key
+                            && Self::is_in_tables(keyspace, operation.key, seqno)?) =>
+                {
                     let memtable = &keyspace.memtable;
                     memtable.insert(operation.key, seqno, operation.kind, operation.value);
                 }
@@ -323,6 +464,8 @@ impl<'a> Recovery<'a> {
                 Some(_) => {}
                 // Dropped: ids are never used again.
                 None if operation.keyspace < state.next_keyspace() => {}
+                // Nobody can have written it: what it was to be is lost.
+                None if mode == Mode::Salvage => {}
                 None => return Err(bad("an operation on a keyspace that never was")),
             }
             self.last_seqno = self.last_seqno.max(seqno);
@@ -348,11 +491,18 @@ impl<'a> Recovery<'a> {
             return Ok(());
         }
         let config = table_config(&self.options, &self.limits, 0);
+        let origin = Origin {
+            keyspace: keyspace.facts.id,
+            name: keyspace.facts.name.clone(),
+            operator: keyspace.facts.operator.clone(),
+            inputs: self.logs.clone(),
+        };
         let next_number = || FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
         let output = Output {
             fs: &*self.fs,
             dir: self.dir,
             config: &config,
+            origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
             next_number: &next_number,
             cancelled: &|| false,
@@ -403,6 +553,9 @@ impl<'a> Recovery<'a> {
             let _site = fs::site("open.table.sync_dir");
             self.fs.sync_dir(self.dir).map_err(|e| Error::io("sync", self.dir, e))?;
         }
+        self.unused.sort();
+        self.unused.dedup();
+        aside::keep(&*self.fs, self.dir, &self.unused)?;
         let next_number = || FileNumber(self.next_file.fetch_add(1, Ordering::Relaxed));
         let (manifest_number, log_number) = (next_number(), next_number());
         let next_file = FileNumber(self.next_file.load(Ordering::Relaxed));
@@ -438,6 +591,7 @@ impl<'a> Recovery<'a> {
             pool: self.pool,
             next_file,
             next_run: next_run.unwrap_or(1),
+            losses: self.losses,
             lock,
         });
         Ok(Arc::new(engine))
@@ -473,5 +627,39 @@ impl<'a> Recovery<'a> {
                 let _ = self.fs.remove(&path);
             }
         }
+    }
+}
+
+/// How the log is to be read: strictly, unless that finds damage and something else was chosen.
+pub(crate) fn mode_for(recovery: Recovery, files: &[LogFile], replay: &Replay) -> Result<Mode> {
+    let mode = match recovery {
+        Recovery::Strict => return Ok(Mode::Strict),
+        Recovery::PointInTime => Mode::PointInTime,
+        Recovery::Salvage => Mode::Salvage,
+    };
+    let strictly = || {
+        let mut chain = LogChain::new(files.to_vec(), replay.clone())?;
+        while chain.next()?.is_some() {}
+        Ok(Mode::Strict)
+    };
+    strictly().or_else(|error: Error| if error.is_corruption() { Ok(mode) } else { Err(error) })
+}
+
+/// Names of the logs from this number on that were begun.
+fn logs_with_contents(files: &[LogFile], from: FileNumber) -> Vec<String> {
+    let begun = |log: &&LogFile| log.number >= from && log.bytes.iter().any(|byte| *byte != 0);
+    files.iter().filter(begun).map(|log| FileKind::Log.name(log.number)).collect()
+}
+
+/// A lost part of the log between seqno `after` and, if a commit follows, the one before it.
+pub(crate) fn loss_of(lost: &Break, after: SeqNo, upto: Option<u64>) -> Loss {
+    let bytes = match lost.to {
+        Some(to) => format!("log of {} bytes", to.0 - lost.from.0),
+        None => "log up to its end".to_string(),
+    };
+    Loss {
+        seqno_first: Some(after.0 + 1),
+        seqno_last: upto,
+        ..Loss::new(lost.path.clone(), lost.offset, format!("{bytes}: {}", lost.fault))
     }
 }

@@ -91,8 +91,9 @@ impl Engine {
         let memtables = std::iter::once(&view.active).chain(frozen);
         let cuts = flush_cuts(&view.version, &self.limits);
         let (boundaries, operator) = (self.snapshots.boundaries(), tree.operator().cloned());
-        let facts = self
-            .with_output(0, |output| flush(memtables, cut, boundaries, operator, cuts, output))?;
+        let facts = self.with_output(tree, 0, Vec::new(), |output| {
+            flush(memtables, cut, boundaries, operator, cuts, output)
+        })?;
         self.sync_tables(&facts)?;
         self.open_tables(0, self.next_run(), facts)
     }

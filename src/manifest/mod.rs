@@ -4,6 +4,7 @@
 //! - `state`: what all edits so far add up to.
 //! - `writer`: begins a manifest and appends to it.
 //! - `reader`: finds the live manifest and adds up its edits.
+//! - `salvage`: what damaged manifests still say.
 //!
 //! ```text
 //! manifest-000004   file header of 128 bytes (file.rs), then records (record/mod.rs) of kind 2.
@@ -34,6 +35,7 @@
 
 pub(crate) mod edit;
 pub(crate) mod reader;
+pub(crate) mod salvage;
 pub(crate) mod state;
 pub(crate) mod writer;
 

@@ -16,7 +16,7 @@ use crate::record::RecordKind;
 use crate::record::reader::{Reader, Record, Stop, Tail, offset_of};
 
 /// CURRENT is a line of some 24 bytes; numbers have up to 20 digits.
-const CURRENT_BYTES_MAX: u64 = 64;
+pub(super) const CURRENT_BYTES_MAX: u64 = 64;
 
 /// The live manifest.
 #[derive(Debug)]
@@ -75,6 +75,17 @@ pub(crate) fn load(fs: &Arc<dyn Fs>, dir: &Path) -> Result<Option<Loaded>> {
     Ok(Some(Loaded { state, number, tail, bytes }))
 }
 
+/// Reads the manifest of this number, live or not.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_one(fs: &Arc<dyn Fs>, dir: &Path, number: FileNumber) -> Result<State> {
+    let path = FileKind::Manifest.path(dir, number);
+    let bytes = read(fs, &path, u64::MAX)?;
+    let header = read_header(&bytes, number, &path)?;
+    Ok(add_up(&header, &bytes, &path)?.state)
+}
+
 /// Fails if a directory without CURRENT had one.
 fn refuse_if_begun(fs: &Arc<dyn Fs>, dir: &Path, names: &[String]) -> Result<()> {
     let lost = |found: String| {
@@ -108,7 +119,7 @@ fn has_edits(fs: &Arc<dyn Fs>, path: &Path, number: FileNumber) -> Result<bool> 
 }
 
 /// The manifest that a line of CURRENT names, if it begins as one should.
-fn named_manifest(line: &[u8]) -> Option<FileNumber> {
+pub(super) fn named_manifest(line: &[u8]) -> Option<FileNumber> {
     let (name, _) = std::str::from_utf8(line).ok()?.split_once(' ')?;
     match parse_name(name)? {
         (FileKind::Manifest, number) => Some(number),
@@ -117,7 +128,7 @@ fn named_manifest(line: &[u8]) -> Option<FileNumber> {
 }
 
 /// The whole of a file that is at most so long.
-fn read(fs: &Arc<dyn Fs>, path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
+pub(super) fn read(fs: &Arc<dyn Fs>, path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
     let file = fs.open(path).map_err(|e| Error::io("open", path, e))?;
     let len = file.len().map_err(|e| Error::io("measure", path, e))?;
     if !fs::length_fits("current.bytes", len <= bytes_max) {

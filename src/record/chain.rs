@@ -56,7 +56,6 @@ pub(crate) enum Mode {
     #[default]
     Strict,
     /// Cut, whatever the proof.
-    #[cfg_attr(not(test), expect(dead_code, reason = "an open chooses it once it can"))]
     PointInTime,
     /// Skip to the next intact record. What was read must then be flushed and the replay begin at
     /// the end of it, or the next strict open finds the same damage again.
@@ -160,7 +159,7 @@ impl LogChain {
     /// version.
     pub(crate) fn new(files: Vec<LogFile>, replay: Replay) -> Result<LogChain, Error> {
         let files = files.into_iter().filter(|file| file.number >= replay.from_log).collect();
-        let (mut links, mut unreadable) = sort_out(files)?;
+        let (mut links, mut unreadable) = sort_out(files, replay.mode)?;
         if replay.mode == Mode::Salvage {
             let (repaired, rest) = unreadable.into_iter().partition(|file| file.repaired.is_some());
             unreadable = rest;
@@ -189,6 +188,12 @@ impl LogChain {
     pub(crate) fn next(&mut self) -> Result<Option<Record<'_>>, Error> {
         let place = self.advance()?;
         Ok(place.map(|(index, place)| place.record(&self.links[index].bytes)))
+    }
+
+    /// The parts that were lost so far.
+    #[must_use]
+    pub(crate) fn breaks(&self) -> &[Break] {
+        self.outcome.as_ref().map_or(&self.breaks, |outcome| &outcome.breaks)
     }
 
     /// How the log ended. Only after [`LogChain::next`] gave `None`.
@@ -395,13 +400,17 @@ impl LogChain {
 }
 
 /// Tells the files with a valid header from those without.
-fn sort_out(files: Vec<LogFile>) -> Result<(Vec<Link>, Vec<Unreadable>), Error> {
+fn sort_out(files: Vec<LogFile>, mode: Mode) -> Result<(Vec<Link>, Vec<Unreadable>), Error> {
     let mut links = Vec::new();
     let mut unreadable = Vec::new();
     for LogFile { path, number, bytes, zeros_from } in files {
         match FileHeader::decode(&bytes, FileKind::Log, &path) {
             Ok(header) if header.number == number => {
                 links.push(Link { path, header, bytes, zeros_from });
+            }
+            // Which of the two numbers is wrong is not known: it is no part of the log.
+            Ok(_) if mode != Mode::Strict => {
+                unreadable.push(Unreadable { path, number, repaired: None });
             }
             Ok(header) => {
                 let (expected, found) = (format!("{number:?}"), format!("{:?}", header.number));

@@ -10,6 +10,7 @@ use crate::file::{FileKind, FileNumber};
 use crate::fs::Fs;
 use crate::key::EntryName;
 use crate::options::ReadMode;
+use crate::table::Origin;
 use crate::table::cache::BlockCache;
 use crate::table::reader::{Source, Table};
 
@@ -45,6 +46,11 @@ pub(crate) fn dump(fs: &dyn Fs, dir: &Path, number: FileNumber, out: &mut dyn Wr
     }
     if let Some(filter) = table.read_filter(Source::Pread)? {
         lines.line(format_args!("filter {}", filter.describe()))?;
+    }
+    if let Some(Origin { keyspace, name, operator, inputs }) = table.read_origin()? {
+        let operator = operator.map_or(String::new(), |name| format!(" operator {name:?}"));
+        let inputs: String = inputs.iter().map(|number| format!(" {}", number.0)).collect();
+        lines.line(format_args!("origin {} {name:?}{operator} inputs{inputs}", keyspace.0))?;
     }
     dump_blocks(&table, &mut lines)
 }

@@ -15,7 +15,7 @@ const FOOTER_MAGIC: &[u8; 8] = b"eskerEND";
 pub(crate) const FOOTER_BYTES: usize = 32;
 const FOOTER_CHECKED: usize = 20;
 const ENTRY_BYTES: usize = 28;
-/// A directory longer than this is damage: the format has had four kinds of sections so far.
+/// A directory longer than this is damage: the format has had five kinds of sections so far.
 const DIRECTORY_BYTES_MAX: u32 = 64 << 10;
 
 /// Section flag: a reader that does not know the kind ignores the section. On disk.
@@ -31,6 +31,8 @@ pub(crate) mod section_kind {
     pub const PROPERTIES: u32 = 3;
     /// The filter.
     pub const FILTER: u32 = 4;
+    /// Where the table belongs.
+    pub const ORIGIN: u32 = 5;
 }
 
 /// One line of the directory.
@@ -57,6 +59,7 @@ impl Section {
             section_kind::INDEX => "index",
             section_kind::PROPERTIES => "properties",
             section_kind::FILTER => "filter",
+            section_kind::ORIGIN => "origin",
             _ => "unknown",
         }
     }

@@ -8,6 +8,7 @@
 //! - `builder`: writes a table.
 //! - `reader`: opens one, looks up keys, verifies it.
 //! - `cursor`: walks one.
+//! - `salvage`: reads what is left of a damaged one.
 //! - `dump`: describes one as text.
 //!
 //! ```text
@@ -16,6 +17,7 @@
 //! index         one block, see below
 //! filter        absent if the table has none; see table/filter.rs; optional
 //! properties    see below
+//! origin        see below; optional
 //! directory
 //! footer        32 bytes
 //!
@@ -37,8 +39,15 @@
 //! properties    id of the file u128, then as varints: entries, tombstones, operands, smallest seqno,
 //!               largest seqno, raw bytes; then smallest and largest user key as bytes
 //!
+//! origin        where the table belongs, for a repair that has lost the manifest: keyspace varint, its
+//!               name as bytes, 1 byte: 1 if the name of its merge operator as bytes follows, else 0;
+//!               count of inputs varint, then each as varint: numbers of the files (tables, or logs)
+//!               whose contents the table took over. If one of them is gone, the table was
+//!               installed, and those that are left are superseded; if all are there, it may be
+//!               one that nobody installed, and is not needed.
+//!
 //! directory     count u32, then for each section in the order of the file:
-//!                 kind u32       1 data, 2 index, 3 properties, 4 filter
+//!                 kind u32       1 data, 2 index, 3 properties, 4 filter, 5 origin
 //!                 flags u32      bit 0 = optional: readers that do not know the kind ignore it;
 //!                                unknown sections without it are refused
 //!                 offset u64     the first one is 128, the others begin where the one before ends
@@ -62,6 +71,7 @@ pub(crate) mod dump;
 pub(crate) mod filter;
 pub(crate) mod layout;
 pub(crate) mod reader;
+pub(crate) mod salvage;
 
 pub(crate) use crate::table::cache::BlockCache;
 pub(crate) use crate::table::reader::Table;
@@ -71,7 +81,7 @@ mod tests;
 
 use crate::coding::{DecodeError, Decoded, Decoder, put_bytes, put_varint};
 use crate::file::{FileId, FileNumber};
-use crate::key::{KEY_BYTES_MAX, SeqNo};
+use crate::key::{KEY_BYTES_MAX, KeyspaceId, SeqNo};
 use crate::options::Filter;
 
 /// The seqno of an index bound that comes before all versions of its key; above every real one.
@@ -184,6 +194,60 @@ impl TableFacts {
             return Err(DecodeError("fewer entries than tombstones and operands"));
         }
         Ok(())
+    }
+}
+
+/// Where a table belongs, as the table itself says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The keyspace.
+    pub keyspace: KeyspaceId,
+    /// Its name.
+    pub name: String,
+    /// The name of its merge operator.
+    pub operator: Option<String>,
+    /// The files whose contents it took over.
+    pub inputs: Vec<FileNumber>,
+}
+
+impl Origin {
+    /// Appends the bytes of the section.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_varint(out, u64::from(self.keyspace.0));
+        put_bytes(out, self.name.as_bytes());
+        out.push(u8::from(self.operator.is_some()));
+        if let Some(operator) = &self.operator {
+            put_bytes(out, operator.as_bytes());
+        }
+        put_varint(out, self.inputs.len() as u64);
+        for input in &self.inputs {
+            put_varint(out, input.0);
+        }
+    }
+
+    /// Reads what [`Origin::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Decoded<Origin> {
+        let mut decoder = Decoder::new(bytes);
+        let text = |bytes: &[u8]| {
+            let text = std::str::from_utf8(bytes).map(str::to_string);
+            text.map_err(|_| DecodeError("a name that is not UTF-8"))
+        };
+        let keyspace = KeyspaceId(decoder.varint_u32()?);
+        let name = text(decoder.bytes()?)?;
+        let operator = match decoder.u8()? {
+            0 => None,
+            1 => Some(text(decoder.bytes()?)?),
+            _ => return Err(DecodeError("a flag that is neither 0 nor 1")),
+        };
+        let count = decoder.varint()?;
+        // Each takes a byte at least, so no more is allocated than is there.
+        if count > decoder.rest().len() as u64 {
+            return Err(DecodeError("more inputs than bytes"));
+        }
+        let inputs = (0..count).map(|_| decoder.varint().map(FileNumber));
+        let inputs = inputs.collect::<Decoded<Vec<FileNumber>>>()?;
+        decoder.finish()?;
+        Ok(Origin { keyspace, name, operator, inputs })
     }
 }
 

@@ -25,7 +25,7 @@ use crate::table::cache::{BlockCache, BlockPlace};
 use crate::table::cursor::TableCursor;
 use crate::table::filter::{TableFilter, prefetch};
 use crate::table::layout::{Layout, Section, section_kind};
-use crate::table::{CODEC_LZ4, CODEC_NONE, SEQNO_BEFORE_ALL, TRAILER_BYTES, TableFacts};
+use crate::table::{CODEC_LZ4, CODEC_NONE, Origin, SEQNO_BEFORE_ALL, TRAILER_BYTES, TableFacts};
 
 /// LZ4 makes at most 255 bytes of one; a block that says more is damage, found before its memory
 /// is allocated.
@@ -175,6 +175,14 @@ impl Table {
         Ok(Some(filter))
     }
 
+    /// Where the table says that it belongs, if it does.
+    pub fn read_origin(&self) -> Result<Option<Origin>> {
+        let Some(section) = self.layout.find(section_kind::ORIGIN) else { return Ok(None) };
+        let bytes = self.read_section(section, Source::Pread)?;
+        let origin = Origin::decode(&bytes);
+        origin.map(Some).map_err(|e| self.corruption(section.offset, "a table's origin", e))
+    }
+
     /// Calls `f` with the versions of `key` that are not newer than `snapshot`, newest first,
     /// until it breaks. Does not ask the filter.
     pub fn visit<F>(&self, key: &[u8], snapshot: SeqNo, f: &mut F) -> Result<ControlFlow<()>>
@@ -246,6 +254,7 @@ impl Table {
         for section in layout.sections.iter().filter(|s| s.kind != section_kind::DATA) {
             self.read_section(section, Source::Pread)?;
         }
+        self.read_origin()?;
         let filter = self.read_filter(Source::Pread)?.unwrap_or(TableFilter::None);
         let found = self.recount(&filter)?;
         if found != self.facts {
@@ -436,7 +445,7 @@ impl Table {
 }
 
 impl Index {
-    fn decode(bytes: Bytes, data: Range<u64>) -> Decoded<Index> {
+    pub(super) fn decode(bytes: Bytes, data: Range<u64>) -> Decoded<Index> {
         let block = Block::new(&bytes)?;
         block.validate(SEQNO_BEFORE_ALL)?;
         let mut end = data.start;
@@ -483,7 +492,7 @@ impl Index {
     }
 
     #[inline]
-    fn place(&self, ordinal: usize) -> Decoded<Range<u64>> {
+    pub(super) fn place(&self, ordinal: usize) -> Decoded<Range<u64>> {
         decode_place(self.block().row(ordinal)?.value)
     }
 
@@ -559,7 +568,7 @@ fn decode_properties(
     Ok(facts)
 }
 
-fn decompress(content: &[u8]) -> Decoded<Vec<u8>> {
+pub(super) fn decompress(content: &[u8]) -> Decoded<Vec<u8>> {
     let mut decoder = Decoder::new(content);
     let bytes = decoder.u32()? as usize;
     let compressed = decoder.rest();

@@ -341,7 +341,7 @@ fn a_file_of_another_name_is_known_by_its_first_bytes() {
     disk.set_contents(path, b"something else").unwrap();
     assert_eq!(text(&disk, path).unwrap_err().kind(), &ErrorKind::InvalidArgument);
     let missing = text(&disk, Path::new("/db/none")).unwrap_err();
-    assert_eq!(missing.kind(), &ErrorKind::Io(std::io::ErrorKind::NotFound));
+    assert_eq!(missing.kind(), &ErrorKind::Io(io::ErrorKind::NotFound));
 }
 
 #[test]

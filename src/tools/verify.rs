@@ -24,8 +24,10 @@ use bytes::Bytes;
 
 use crate::batch::Operations;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{self, CURRENT, FileHeader, FileKind, FileNumber, LOCK, Lsn, TEMPORARY_ENDING};
-use crate::fs::{Fs, Lock, RealFs};
+use crate::file::{
+    self, CURRENT, FileHeader, FileKind, FileNumber, LOCK, LOST, Lsn, TEMPORARY_ENDING,
+};
+use crate::fs::{Fs, RealFs};
 use crate::key::SeqNo;
 use crate::manifest::reader::load;
 use crate::manifest::state::State;
@@ -34,7 +36,7 @@ use crate::record::RecordKind;
 use crate::record::chain::{LogChain, LogFile, Mode, Replay};
 use crate::record::reader::{Record, Tail, offset_of};
 use crate::table::{BlockCache, Table, TableFacts};
-use crate::tools::read;
+use crate::tools::{no_database, read, take_lock};
 use crate::version::Version;
 
 /// Something that is not as it was written, or not needed.
@@ -139,7 +141,7 @@ pub fn verify_on(
         io::ErrorKind::NotFound => no_database(dir),
         _ => Error::io("list", dir, error),
     })?;
-    let _lock = take_lock(fs, dir, &names)?;
+    let _lock = take_lock(fs, dir, &names, false)?;
     // Again, now that nobody can change it.
     let mut names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
     names.sort();
@@ -147,29 +149,6 @@ pub fn verify_on(
     let mut check = Check { fs, dir, names, progress, report };
     check.run()?;
     Ok(check.report)
-}
-
-#[cold]
-fn no_database(dir: &Path) -> Error {
-    Error::invalid(format!("there is no database in {}", dir.display()))
-}
-
-/// The database's lock; `None` if that needs no taking, since taking it would create the file.
-fn take_lock(fs: &Arc<dyn Fs>, dir: &Path, names: &[String]) -> Result<Option<Box<dyn Lock>>> {
-    if !names.iter().any(|name| name == LOCK) {
-        // Whoever opens a database creates the file first: nobody has.
-        return Ok(None);
-    }
-    let path = dir.join(LOCK);
-    match fs.lock(&path) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(Error::new(ErrorKind::Locked).context(dir.display().to_string()))
-        }
-        // Nobody can have opened it for writing.
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(None),
-        Err(error) => Err(Error::io("lock", &path, error)),
-    }
 }
 
 /// A verification under way.
@@ -429,7 +408,8 @@ impl Check<'_> {
                     }
                 }
                 Some((FileKind::Log, _)) => {}
-                None if name == CURRENT || name == LOCK || name == "lost+found" => {}
+                None if name == CURRENT || name == LOCK || name == LOST || name == "lost+found" => {
+                }
                 None if name.ends_with(TEMPORARY_ENDING) => {
                     self.remark(&path, 0, "was being written; the next open removes it");
                 }

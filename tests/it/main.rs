@@ -7,6 +7,8 @@ mod cli;
 #[cfg(feature = "testing")]
 mod concurrency;
 #[cfg(feature = "testing")]
+mod corpus;
+#[cfg(feature = "testing")]
 mod crash;
 mod examples;
 #[cfg(feature = "testing")]
@@ -21,7 +23,11 @@ mod process;
 #[cfg(feature = "testing")]
 mod regressions;
 #[cfg(feature = "testing")]
+mod repair;
+#[cfg(feature = "testing")]
 mod resume;
+#[cfg(feature = "testing")]
+mod salvage;
 #[cfg(feature = "testing")]
 mod toolkit;
 mod verbs;
