@@ -18,6 +18,7 @@ pub struct Loss {
     /// The keyspace, if it is known to be only one.
     pub keyspace: Option<String>,
     /// The keys among which some are lost: smallest and largest, both included.
+    #[expect(clippy::type_complexity, reason = "a pair of keys is plain enough without a name")]
     pub keys: Option<(Box<[u8]>, Box<[u8]>)>,
     /// The smallest sequence number that may be lost.
     pub seqno_first: Option<u64>,

@@ -141,7 +141,7 @@ fn commits(
                 states.push(model);
                 let number = states.len() - 1;
                 promised.begun.store(number, Ordering::SeqCst);
-                let durable = choice % 4 == 0;
+                let durable = choice.is_multiple_of(4);
                 let durability = if durable { Durability::Disk } else { Durability::Process };
                 let done = batch.commit_with(durability);
                 promised.process.store(number, Ordering::SeqCst);

@@ -12,8 +12,11 @@ mod crash;
 mod decoders;
 mod operations;
 
+/// A target: what it does with its bytes.
+type Target = fn(&[u8]);
+
 /// Every target: its name, and what it does.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("log", decoders::log),
     ("batch", decoders::batch),
     ("block", decoders::block),

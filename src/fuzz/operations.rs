@@ -218,7 +218,7 @@ impl Run<'_> {
             match (found, expected) {
                 (None, None) => break,
                 (Some((key, value)), Some((k, v))) => {
-                    assert!(&key[..] == &k[..] && &value[..] == &v[..], "{key:?} {k:?}");
+                    assert!(key[..] == k[..] && value[..] == v[..], "{key:?} {k:?}");
                 }
                 (found, expected) => panic!("{found:?}, not {expected:?}"),
             }
