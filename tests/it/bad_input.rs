@@ -150,7 +150,7 @@ fn names_of_keyspaces_are_kept_as_they_are_or_refused() {
     }
     for name in ["", "a\0b", "line\nbreak", "\u{7f}", &"n".repeat(256), &"ñ".repeat(128)] {
         invalid(db.keyspace(name, KeyspaceOptions::new()), "name of a keyspace");
-        invalid(db.drop_keyspace(name), "no keyspace");
+        invalid(db.drop_keyspace(name), "name of a keyspace");
     }
     invalid(db.drop_keyspace("default"), "cannot be dropped");
     invalid(db.drop_keyspace("none"), "no keyspace");
