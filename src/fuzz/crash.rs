@@ -8,12 +8,13 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::db::Db;
+use crate::db::keyspace::Keyspace;
 use crate::fs::sim::{Hole, Image, Phase, SimFs, Survival, TEAR_UNITS};
 use crate::fuzz::Input;
 use crate::fuzz::operations::{Model, change, contents, open, options};
-use crate::options::Durability;
+use crate::options::{Durability, Options};
 use crate::runtime::{Runtime, yield_point};
-use crate::{Db, Keyspace};
 
 /// More commits than this make an input slow and nothing else.
 const COMMITS_MAX: usize = 120;
@@ -122,7 +123,7 @@ fn commits(
     disk: &SimFs,
     watch: &Watch,
     seed: u64,
-    options: &crate::Options,
+    options: &Options,
 ) -> Vec<Model> {
     let runtime = Runtime::stepper(seed);
     let mut opened: Option<(Db, [Keyspace; 2])> = Some(open(disk, runtime.clone(), options));

@@ -5,11 +5,17 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use crate::db::Db;
+use crate::db::batch::Batch;
+use crate::db::keyspace::{Keyspace, KeyspaceOptions};
+use crate::db::snapshot::Snapshot;
+use crate::error::Result;
 use crate::fs::sim::SimFs;
 use crate::fuzz::Input;
+use crate::operator::Append;
 use crate::options::{Compression, Durability, Filter, Options, ReadMode};
+use crate::read::scan::Iter;
 use crate::runtime::Runtime;
-use crate::{Append, Db, Keyspace, KeyspaceOptions, Snapshot};
 
 /// More operations than this make an input slow and nothing else.
 const OPERATIONS_MAX: usize = 400;
@@ -60,7 +66,7 @@ pub(super) fn value(input: &mut Input<'_>) -> Vec<u8> {
 pub(super) fn change(
     input: &mut Input<'_>,
     keyspaces: &[Keyspace; 2],
-    batch: &mut crate::Batch,
+    batch: &mut Batch,
     model: &mut Model,
 ) {
     let choice = input.u8();
@@ -162,7 +168,7 @@ impl Run<'_> {
         done.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    fn commit(&mut self, db: &Db, keyspaces: &[Keyspace; 2], count: u8) -> crate::Result<()> {
+    fn commit(&mut self, db: &Db, keyspaces: &[Keyspace; 2], count: u8) -> Result<()> {
         let mut batch = db.batch();
         for _ in 0..count {
             change(&mut self.input, keyspaces, &mut batch, &mut self.model);
@@ -244,7 +250,7 @@ pub(super) fn contents(keyspace: &Keyspace) -> Map {
     collect(keyspace.iter())
 }
 
-fn collect(entries: crate::Iter) -> Map {
+fn collect(entries: Iter) -> Map {
     let entries = entries.map(|entry| {
         let (key, value) = entry.unwrap_or_else(|error| panic!("{error}"));
         (key.to_vec(), value.to_vec())

@@ -81,7 +81,7 @@ impl Engine for Rocks {
                 None => batch.delete(key),
             }
         }
-        Ok(self.db.write_opt(&batch, &self.write)?)
+        Ok(self.db.write_opt(batch, &self.write)?)
     }
 
     fn delete(&self, key: &[u8]) -> Result<()> {
