@@ -189,6 +189,8 @@ impl Options {
 pub(crate) struct Limits {
     /// A memtable of so many bytes is frozen.
     pub memtable_bytes: usize,
+    /// A leaf of a memtable is split at so many entries.
+    pub leaf_slots: usize,
     /// All memtables together, active and frozen, of all keyspaces.
     pub memtables_bytes_max: usize,
     /// Size of a log file. A record that is larger gets a file of its own size.
@@ -220,6 +222,7 @@ impl Limits {
         let memtable_bytes = (memory / 4).clamp(256 << 10, 64 << 20);
         Limits {
             memtable_bytes,
+            leaf_slots: 256,
             memtables_bytes_max: (memory / 2).max(2 * memtable_bytes),
             log_bytes: (memtable_bytes as u64).clamp(1 << 20, 64 << 20),
             logs_bytes_max: (memory as u64 * 2).max(64 << 20),
@@ -239,6 +242,7 @@ impl Limits {
         Limits {
             // An arena's first chunk takes 4096; this is full after 9 small entries.
             memtable_bytes: 4700,
+            leaf_slots: 4,
             memtables_bytes_max: 24 << 10,
             log_bytes: 1024,
             logs_bytes_max: 8192,

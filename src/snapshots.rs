@@ -6,6 +6,7 @@
 //! registered later is at least as new as everything the compaction reads.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::key::SeqNo;
@@ -33,6 +34,15 @@ impl Snapshots {
         seqno
     }
 
+    /// A number below which nobody registers from now on, nor is registered now: the number that
+    /// `visible` returns, or less.
+    pub fn horizon(&self, visible: impl FnOnce() -> SeqNo) -> SeqNo {
+        let live = self.live.lock();
+        // Under the lock: who registers after this reads a number that is at least this one.
+        let visible = visible();
+        live.first_key_value().map_or(visible, |(oldest, _)| visible.min(*oldest))
+    }
+
     pub fn release(&self, seqno: SeqNo) {
         let mut live = self.live.lock();
         let holders = live.get_mut(&seqno).expect("was registered");
@@ -57,6 +67,36 @@ impl Snapshots {
     }
 }
 
+/// A number at which somebody reads, registered as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// `None` where there is nothing that could go meanwhile.
+    readers: Option<Arc<Snapshots>>,
+    pub seqno: SeqNo,
+}
+
+impl Reading {
+    /// Registers the number that `visible` returns with the readers.
+    pub fn new(readers: &Arc<Snapshots>, visible: impl FnOnce() -> SeqNo) -> Reading {
+        // Nobody asks how long a reader has been reading.
+        let seqno = readers.register(Duration::ZERO, visible);
+        Reading { readers: Some(readers.clone()), seqno }
+    }
+
+    /// Reads at a number that need not be registered.
+    pub fn unregistered(seqno: SeqNo) -> Reading {
+        Reading { readers: None, seqno }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(readers) = &self.readers {
+            readers.release(self.seqno);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,5 +116,19 @@ mod tests {
         assert_eq!(snapshots.boundaries(), [SeqNo(7)]);
         snapshots.release(SeqNo(7));
         assert!(snapshots.boundaries().is_empty());
+    }
+
+    #[test]
+    fn nobody_reads_below_the_horizon() {
+        let snapshots = Arc::new(Snapshots::default());
+        assert_eq!(snapshots.horizon(|| SeqNo(9)), SeqNo(9));
+        let old = Reading::new(&snapshots, || SeqNo(4));
+        let new = Reading::new(&snapshots, || SeqNo(8));
+        drop(Reading::unregistered(SeqNo(1)));
+        assert_eq!(snapshots.horizon(|| SeqNo(9)), SeqNo(4));
+        drop(old);
+        assert_eq!(snapshots.horizon(|| SeqNo(9)), SeqNo(8));
+        drop(new);
+        assert_eq!(snapshots.horizon(|| SeqNo(9)), SeqNo(9));
     }
 }

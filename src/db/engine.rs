@@ -4,6 +4,7 @@
 //! snapshots. Readers take none of them; writers take commit only.
 
 use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::batch::{BatchBuilder, Operations, Payload};
+use crate::batch::{BatchBuilder, Operation, Operations, Payload};
+use crate::cursor::ValueRef;
 use crate::db::catalog::Catalog;
 use crate::db::once::Tokens;
 use crate::db::worker::Work;
@@ -21,12 +23,13 @@ use crate::fs::{Fs, Lock};
 use crate::key::{EntryKind, KEY_BYTES_MAX, SeqNo, VALUE_BYTES_MAX};
 use crate::loss::Loss;
 use crate::manifest::edit::Edit;
-use crate::memtable::{ArenaPool, Memtable};
+use crate::memtable::{ArenaPool, Memtable, Surroundings};
+use crate::operator::Quick;
 use crate::options::{Durability, Limits, Options};
-use crate::read::get::get_with;
+use crate::read::get::{Answer, try_get_with};
 use crate::runtime::{Mutex, MutexGuard, Runtime};
 use crate::slice::Slice;
-use crate::snapshots::Snapshots;
+use crate::snapshots::{Reading, Snapshots};
 use crate::table::BlockCache;
 use crate::tree::{Tree, View};
 use crate::write::commit::{Memtables, Pipeline, Supplies};
@@ -52,6 +55,8 @@ pub(crate) struct Engine {
     pub limits: Limits,
     pub pipeline: Arc<Pipeline>,
     pub snapshots: Snapshots,
+    /// The numbers of reads under way, which want only memtables to keep what they see.
+    pub readers: Arc<Snapshots>,
     pub pressure: Pressure,
     pub catalog: Mutex<Catalog>,
     /// The keyspaces that are not dropped. Replaced under the catalog lock.
@@ -108,6 +113,35 @@ thread_local! {
     static BUILDER: RefCell<BatchBuilder> = RefCell::new(BatchBuilder::new());
 }
 
+/// What a memtable is told when an entry is put into it.
+struct Around<'a> {
+    engine: &'a Engine,
+    tree: &'a Tree,
+}
+
+impl Surroundings for Around<'_> {
+    fn horizon(&self) -> SeqNo {
+        let visible = || self.engine.pipeline.ring.visible();
+        self.engine.readers.horizon(visible).min(self.engine.snapshots.horizon(visible))
+    }
+
+    fn quick(&self) -> Option<Quick> {
+        self.tree.operator_name().and_then(Quick::of)
+    }
+
+    fn lies_below(&self, memtable: &Memtable, key: &[u8], hash: u64) -> bool {
+        let view = self.tree.view();
+        if !std::ptr::eq(&*view.active, memtable) {
+            // It was frozen meanwhile. What lies below is not worth finding out any more.
+            return true;
+        }
+        let any = &mut |_: SeqNo, _: EntryKind, _: ValueRef<'_>| ControlFlow::Break(());
+        let mut frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
+        frozen.any(|older| older.visit(key, hash, SeqNo::MAX, any).is_break())
+            || view.version.may_hold(key, hash)
+    }
+}
+
 impl Engine {
     pub fn new(parts: Parts) -> Engine {
         let file_lease = parts.catalog.file_lease();
@@ -119,6 +153,7 @@ impl Engine {
             options: parts.options,
             pipeline: Arc::new(parts.pipeline),
             snapshots: Snapshots::default(),
+            readers: Arc::default(),
             pressure: Pressure::new(parts.runtime.clone()),
             runtime: parts.runtime,
             catalog: Mutex::new(parts.catalog),
@@ -138,20 +173,40 @@ impl Engine {
 
     // Reads.
 
-    /// A number and a view that belong together: everything up to the number is in the view.
+    /// A view and a number that belong together: everything up to the number is in the view, and
+    /// stays there as long as the number is held.
     ///
     /// The view is loaded first. Had it been the number, a flush could have folded away versions
     /// that the number still sees; if the view was replaced meanwhile, a commit that the number
     /// sees could be in a memtable that the old view lacks. So: view, number, view again.
     #[inline]
-    pub fn pin(&self, tree: &Tree) -> (Arc<View>, SeqNo) {
+    pub fn pin(&self, tree: &Tree) -> (Arc<View>, Reading) {
         loop {
             let view = tree.view_arc();
-            let visible = self.pipeline.ring.visible();
+            let visible = || self.pipeline.ring.visible();
+            let reading = Reading::new(&self.readers, visible);
             if Arc::ptr_eq(&view, &tree.view()) {
-                return (view, visible);
+                return (view, reading);
             }
         }
+    }
+
+    /// As [`Engine::pin`], for cursors; without the lock of the readers if all is in tables.
+    pub fn pin_for_scan(&self, tree: &Tree) -> (Arc<View>, Reading) {
+        let view = tree.view_arc();
+        let visible = self.pipeline.ring.visible();
+        // What is put into an empty memtable from now on has later numbers, so nothing can be
+        // collapsed there that this number sees.
+        let all_in_tables = view.frozen.is_empty() && view.active.is_empty();
+        if all_in_tables && Arc::ptr_eq(&view, &tree.view()) {
+            return (view, Reading::unregistered(visible));
+        }
+        self.pin(tree)
+    }
+
+    /// Lets somebody go on reading at a number that is registered now.
+    pub fn keep_reading(&self, seqno: SeqNo) -> Reading {
+        Reading::new(&self.readers, || seqno)
     }
 
     /// Reads the newest value of a key, in place.
@@ -160,14 +215,18 @@ impl Engine {
         &self,
         tree: &Tree,
         key: &[u8],
-        found: impl FnOnce(crate::cursor::ValueRef<'_>) -> R,
+        mut found: impl FnOnce(ValueRef<'_>) -> R,
     ) -> Result<Option<R>> {
         tree.check_live()?;
         loop {
             let view = tree.view();
             let visible = self.pipeline.ring.visible();
-            if Arc::ptr_eq(&view, &tree.view()) {
-                return get_with(tree, &view, key, visible, found);
+            if !Arc::ptr_eq(&view, &tree.view()) {
+                continue;
+            }
+            match try_get_with(tree, &view, key, visible, found)? {
+                Answer::Value(value) => return Ok(value),
+                Answer::Stale(again) => found = again,
             }
         }
     }
@@ -200,7 +259,8 @@ impl Engine {
                 EntryKind::Delete => builder.delete(tree.id, key),
             }
             let insert = |seqno, memtables: &Memtables, _: &[u8]| {
-                memtables[0].insert(key, seqno, kind, value);
+                let around = Around { engine: self, tree };
+                memtables[0].insert_within(key, seqno, kind, value, Some(&around));
                 self.note_full(tree, &memtables[0]);
             };
             let place = self.submit(builder.finish(), &[tree], patience, None, insert);
@@ -237,9 +297,11 @@ impl Engine {
             for (index, operation) in operations.enumerate() {
                 let operation = operation.expect("encoded by ourselves");
                 let at = trees.iter().position(|tree| tree.id == operation.keyspace);
-                let memtable = &memtables[at.expect("every keyspace of a batch is named")];
+                let at = at.expect("every keyspace of a batch is named");
                 let seqno = SeqNo(first.0 + index as u64);
-                memtable.insert(operation.key, seqno, operation.kind, operation.value);
+                let Operation { key, kind, value, .. } = operation;
+                let around = Around { engine: self, tree: trees[at] };
+                memtables[at].insert_within(key, seqno, kind, value, Some(&around));
             }
             for (tree, memtable) in trees.iter().zip(memtables) {
                 self.note_full(tree, memtable);

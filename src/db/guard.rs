@@ -76,7 +76,8 @@ impl Engine {
         for guard in guards {
             let Guard { tree, key, must } = guard;
             tree.check_live()?;
-            let (view, now) = self.pin(tree);
+            let (view, reading) = self.pin(tree);
+            let now = reading.seqno;
             let holds = match must {
                 Must::BeAbsent => get_with(tree, &view, key, now, |_| ())?.is_none(),
                 Must::Equal(expected) => {

@@ -221,8 +221,9 @@ impl Keyspace {
     /// # Errors
     /// As [`Keyspace::get`].
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
-        let (view, visible) = self.pin()?;
-        multi_get(&self.tree, &view, visible, keys)
+        self.tree.check_live()?;
+        let (view, reading) = self.engine().pin(&self.tree);
+        multi_get(&self.tree, &view, reading.seqno, keys)
     }
 
     /// True if the key has a value.
@@ -254,18 +255,13 @@ impl Keyspace {
     /// A cursor that lends keys and values without copying them, as of now.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
-        let (view, visible) = self.engine().pin(&self.tree);
-        Cursor::new(self.tree.clone(), view, visible, &KeyRange::all())
+        let (view, reading) = self.engine().pin_for_scan(&self.tree);
+        Cursor::new(self.tree.clone(), view, Arc::new(reading), &KeyRange::all())
     }
 
     fn scan(&self, range: KeyRange) -> Iter {
-        let (view, visible) = self.engine().pin(&self.tree);
-        Iter::new(self.tree.clone(), view, visible, range)
-    }
-
-    fn pin(&self) -> Result<(Arc<View>, SeqNo)> {
-        self.tree.check_live()?;
-        Ok(self.engine().pin(&self.tree))
+        let (view, reading) = self.engine().pin_for_scan(&self.tree);
+        Iter::new(self.tree.clone(), view, Arc::new(reading), range)
     }
 
     // Upkeep.

@@ -408,8 +408,8 @@ impl Engine {
         }
         let sources = self.open_named(SOURCES, KeyspaceOptions::new())?;
         let tokens = self.open_named(TOKENS, KeyspaceOptions::new())?;
-        let (view, now) = self.pin(&sources);
-        let marks = self.read_marks(&view, CLOCK_KEY, now)?;
+        let (view, reading) = self.pin(&sources);
+        let marks = self.read_marks(&view, CLOCK_KEY, reading.seqno)?;
         let (span, step) = (self.tokens.time_span_ms(), self.tokens.time_step_ms());
         let age_ms = marks.position;
         let clock = Window::new(span, step, marks);
@@ -484,7 +484,8 @@ impl Engine {
         let written = self.write_checked(builder, &all, *patience, |check: &mut Check| {
             let of_source = source.as_ref().map_or(SeqNo::ZERO, |source| source.window.dead_upto());
             let dead_upto = opened.clock.dead_upto().max(of_source);
-            let (view, now) = self.pin(&opened.tokens);
+            let (view, reading) = self.pin(&opened.tokens);
+            let now = reading.seqno;
             let found = newest_with(&view, &key, now, |seqno, _, _| seqno)?;
             if let Some(first) = found.filter(|first| *first > dead_upto) {
                 return Ok(ControlFlow::Break(first));
@@ -527,7 +528,8 @@ impl Engine {
         all.push(&opened.sources);
         let stripe = Stripe::of(opened.sources.id, &key);
         let written = self.write_checked(builder, &all, *patience, |check: &mut Check| {
-            let (view, now) = self.pin(&opened.sources);
+            let (view, reading) = self.pin(&opened.sources);
+            let now = reading.seqno;
             let decode = |seqno, _, value: &[u8]| (seqno, Decoder::new(value).varint());
             if let Some((seqno, last)) = newest_with(&view, &key, now, decode)?
                 && number <= last.map_err(|error| self.bad_token(&key, error))?
@@ -552,8 +554,8 @@ impl Engine {
             return Ok(source.clone());
         }
         let key = source_key(WINDOW, name);
-        let (view, now) = self.pin(&opened.sources);
-        let marks = self.read_marks(&view, &key, now)?;
+        let (view, reading) = self.pin(&opened.sources);
+        let marks = self.read_marks(&view, &key, reading.seqno)?;
         let count = AtomicU64::new(marks.position);
         let window = Window::new(self.tokens.window.per_source, self.tokens.source_step(), marks);
         let mut shard = shard.lock();

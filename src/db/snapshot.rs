@@ -11,6 +11,7 @@ use crate::key::SeqNo;
 use crate::read::get::get_with;
 use crate::read::scan::{Cursor, Iter, KeyRange};
 use crate::slice::Slice;
+use crate::snapshots::Reading;
 use crate::tree::Tree;
 
 /// The database as it was when the snapshot was taken.
@@ -144,11 +145,17 @@ impl KeyspaceSnapshot {
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         let view = self.tree.view_arc();
-        Cursor::new(self.tree.clone(), view, self.registered.seqno, &KeyRange::all())
+        Cursor::new(self.tree.clone(), view, self.reading(), &KeyRange::all())
+    }
+
+    /// For what may outlive this snapshot.
+    fn reading(&self) -> Arc<Reading> {
+        let Registered { handle, seqno } = &*self.registered;
+        Arc::new(handle.engine.keep_reading(*seqno))
     }
 
     fn scan(&self, range: KeyRange) -> Iter {
-        Iter::new(self.tree.clone(), self.tree.view_arc(), self.registered.seqno, range)
+        Iter::new(self.tree.clone(), self.tree.view_arc(), self.reading(), range)
     }
 }
 

@@ -43,20 +43,27 @@ const ENTRY_HEADER_BYTES: usize = 8;
 #[derive(Debug)]
 pub(crate) struct ArenaPool {
     chunk_bytes: usize,
+    leaf_slots: usize,
     /// At most so many chunks are kept; more go back to the allocator.
     kept_max: usize,
     free: Mutex<Vec<Memory>>,
 }
 
 impl ArenaPool {
-    /// A pool of chunks of `chunk_bytes` each that keeps at most `kept_bytes_max` of them.
+    /// A pool of chunks of `chunk_bytes` each that keeps at most `kept_bytes_max` of them, for
+    /// memtables whose leaves are split at `leaf_slots` entries.
     ///
     /// # Panics
     /// If `chunk_bytes` is not in 4 KiB..=16 MiB.
-    pub fn new(chunk_bytes: usize, kept_bytes_max: usize) -> Arc<ArenaPool> {
+    pub fn new(chunk_bytes: usize, kept_bytes_max: usize, leaf_slots: usize) -> Arc<ArenaPool> {
         assert!((FIRST_CHUNK_BYTES..=16 << 20).contains(&chunk_bytes));
         let kept_max = kept_bytes_max / chunk_bytes;
-        Arc::new(ArenaPool { chunk_bytes, kept_max, free: Mutex::new(Vec::new()) })
+        Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_max, free: Mutex::new(Vec::new()) })
+    }
+
+    /// Memtables split their leaves at so many entries.
+    pub fn leaf_slots(&self) -> usize {
+        self.leaf_slots
     }
 
     /// Bytes in chunks that no memtable uses.
@@ -380,7 +387,7 @@ mod tests {
 
     #[test]
     fn entries_of_every_size_come_back() {
-        let pool = ArenaPool::new(64 << 10, 1 << 20);
+        let pool = ArenaPool::new(64 << 10, 1 << 20, 256);
         let arena = Arena::new(&pool);
         assert!(arena.is_empty());
         assert_eq!(arena.held_bytes(), 0);
@@ -405,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_small_arena_holds_little_and_chunks_are_reused() {
-        let pool = ArenaPool::new(64 << 10, 100 << 10);
+        let pool = ArenaPool::new(64 << 10, 100 << 10, 256);
         let arena = Arena::new(&pool);
         arena.write(b"k", EntryKind::Put, b"v");
         assert_eq!(arena.held_bytes(), FIRST_CHUNK_BYTES);
@@ -424,7 +431,7 @@ mod tests {
 
     #[test]
     fn threads_never_share_bytes() {
-        let pool = ArenaPool::new(4 << 10, 0);
+        let pool = ArenaPool::new(4 << 10, 0, 256);
         let arena = Arena::new(&pool);
         std::thread::scope(|scope| {
             for thread in 0..4u8 {

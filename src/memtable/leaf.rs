@@ -5,6 +5,7 @@
 //! offset   bytes               field
 //! 0        4                   sorted << 16 | len, atomic: so many slots in order, so many in all
 //! 4        4                   capacity
+//! 8        8                   collapsed: versions that only reads below it need may be missing
 //! 16       48                  upper fence: every entry of the leaf is before it
 //! 64       capacity, up to 64  tags: a byte of each key's hash
 //! ..       32 * capacity       slots
@@ -122,8 +123,18 @@ impl Slot {
         (self.head, self.rank) < (other.head, other.rank)
     }
 
+    /// Where the versions of the key begin.
+    pub fn key_start(&self) -> Position<'static> {
+        self.position().key_start()
+    }
+
     #[inline]
-    fn has_key_of(&self, other: &Position<'_>) -> bool {
+    fn has_same_key(&self, other: &Slot) -> bool {
+        self.has_key_of(&other.position())
+    }
+
+    #[inline]
+    pub fn has_key_of(&self, other: &Position<'_>) -> bool {
         self.head == other.head && self.position().same_key(other)
     }
 }
@@ -140,12 +151,49 @@ impl Run {
         self.slots.len()
     }
 
-    /// Position of the slot at `index`.
-    pub fn position(&self, index: usize) -> Position<'static> {
-        self.slots[index].position()
+    /// The fence of a leaf that begins with the slot at `index`: where its key begins, so that later
+    /// versions of it come to the same leaf, or within the key if it has to be divided.
+    pub fn fence(&self, index: usize) -> Position<'static> {
+        let slot = &self.slots[index];
+        let divides = index > 0 && slot.has_same_key(&self.slots[index - 1]);
+        if divides { slot.position() } else { slot.key_start() }
     }
 
-    fn push(&mut self, slot: Slot, tag: u8) {
+    pub fn with_capacity(capacity: usize) -> Run {
+        Run { slots: Vec::with_capacity(capacity), tags: Vec::with_capacity(capacity) }
+    }
+
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The tag of the slot at `index`.
+    pub fn tag(&self, index: usize) -> u8 {
+        self.tags[index]
+    }
+
+    /// True if a key has several versions.
+    pub fn has_versions(&self) -> bool {
+        self.slots.array_windows().any(|[a, b]| a.has_same_key(b))
+    }
+
+    /// The slots of each key.
+    pub fn keys(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut end = 0;
+        self.slots.chunk_by(Slot::has_same_key).map(move |versions| {
+            let start = end;
+            end += versions.len();
+            start..end
+        })
+    }
+
+    /// Puts `more`, which comes after everything in this run, behind it.
+    pub fn append(&mut self, more: &Run) {
+        self.slots.extend_from_slice(&more.slots);
+        self.tags.extend_from_slice(&more.tags);
+    }
+
+    pub fn push(&mut self, slot: Slot, tag: u8) {
         debug_assert!(self.slots.last().is_none_or(|last| last.is_before(&slot)));
         self.slots.push(slot);
         self.tags.push(tag);
@@ -169,6 +217,7 @@ pub(super) struct Header {
     /// Sorted slots << 16 | all slots.
     lens: AtomicU32,
     capacity: u32,
+    collapsed: SeqNo,
     upper: Position<'static>,
 }
 
@@ -198,12 +247,14 @@ fn layout(capacity: usize) -> (Layout, usize) {
 }
 
 impl OwnedLeaf {
-    /// A leaf with the slots `range` of `run`, all before `upper`, and room for `capacity`.
+    /// A leaf with the slots `range` of `run`, all before `upper`, and room for `capacity`. Versions
+    /// that only reads below `collapsed` need may be missing.
     pub fn new(
         run: &Run,
         range: Range<usize>,
         capacity: usize,
         upper: Position<'static>,
+        collapsed: SeqNo,
     ) -> OwnedLeaf {
         let len = range.len();
         assert!(len <= capacity && capacity <= u16::MAX as usize);
@@ -214,7 +265,7 @@ impl OwnedLeaf {
         let header = NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout)).cast();
         let lens = AtomicU32::new(Lens { sorted: len, len }.pack());
         // SAFETY: freshly allocated with the alignment and at least the size of a header.
-        unsafe { header.write(Header { lens, capacity: capacity as u32, upper }) };
+        unsafe { header.write(Header { lens, capacity: capacity as u32, collapsed, upper }) };
         let owned = OwnedLeaf(header);
         let leaf = owned.borrow();
         let slots = run.slots[range.clone()].as_ptr();
@@ -272,6 +323,12 @@ impl<'g> LeafRef<'g> {
     #[inline]
     pub fn upper(self) -> &'g Position<'static> {
         &self.header().upper
+    }
+
+    /// A reader at a smaller number may miss versions here.
+    #[inline]
+    pub fn collapsed(self) -> SeqNo {
+        self.header().collapsed
     }
 
     #[inline]
@@ -362,14 +419,20 @@ impl<'g> LeafRef<'g> {
         true
     }
 
-    /// All slots and one more, in order; and whether that took no sorting, the new slot being the
-    /// last. The caller holds the lock of the leaf's node, so that no slot is appended meanwhile.
-    pub fn sorted_with(self, slot: Slot, tag: u8) -> (Run, bool) {
+    /// All slots, and one more if there is one, in order; and whether that took no sorting, the new
+    /// slot being the last. The caller holds the lock of the leaf's node, so that no slot is
+    /// appended meanwhile.
+    pub fn sorted_with(self, more: Option<(Slot, u8)>) -> (Run, bool) {
         let lens = self.lens();
         let (old_slots, old_tags) = (self.slots(lens), self.tags(lens));
-        let at = |index: u16| old_slots.get(usize::from(index)).copied().unwrap_or(slot);
+        let new = more.map(|(slot, _)| slot);
+        let at = |index: u16| {
+            let old = old_slots.get(usize::from(index)).copied();
+            old.or(new).expect("the only index behind the old ones is that of the new slot")
+        };
         let before = |a: &u16, b: &u16| at(*a).is_before(&at(*b));
-        let mut tail: Vec<u16> = (lens.sorted as u16..=lens.len as u16).collect();
+        let end = lens.len + usize::from(more.is_some());
+        let mut tail: Vec<u16> = (lens.sorted as u16..end as u16).collect();
         tail.sort_unstable_by(|a, b| if before(a, b) { Less } else { Greater });
         let mut order: Vec<u16> = (0..lens.sorted as u16).collect();
         merge_in(&mut order, &tail, before);
@@ -378,7 +441,8 @@ impl<'g> LeafRef<'g> {
         run.tags.reserve_exact(order.len());
         for index in order {
             let old_tag = old_tags.get(usize::from(index)).copied();
-            run.push(at(index), old_tag.unwrap_or(tag));
+            let tag = old_tag.or(more.map(|(_, tag)| tag)).expect("each slot has a tag");
+            run.push(at(index), tag);
         }
         (run, in_order)
     }
@@ -427,7 +491,8 @@ impl<'g> LeafRef<'g> {
     }
 
     /// Fills `window` with the entries from `from` on, about `sorted_max` and what is unsorted
-    /// among them, and returns up to where it is complete: the leaf's upper fence or less.
+    /// among them, and returns up to where it is complete: the leaf's upper fence, or where a key
+    /// begins, so that all versions of a key in this leaf come from this state of it.
     pub fn read_forward(
         self,
         from: &Position<'_>,
@@ -437,14 +502,18 @@ impl<'g> LeafRef<'g> {
         let lens = self.lens();
         let (sorted, tail) = self.slots(lens).split_at(lens.sorted);
         let start = lower_bound(sorted, from);
-        let end = sorted.len().min(start + sorted_max);
-        let upper = sorted.get(end).map_or(*self.upper(), Slot::position);
+        let mut end = sorted.len().min(start + sorted_max);
+        while end > start && end < sorted.len() && sorted[end].has_same_key(&sorted[end - 1]) {
+            end += 1;
+        }
+        let upper = sorted.get(end).map_or(*self.upper(), Slot::key_start);
         fill(window, &sorted[start..end], tail, from, &upper);
         upper
     }
 
     /// Fills `window` with the entries from `lower`, the leaf's lower fence, and before `before`,
-    /// about `sorted_max` from the end, and returns from where on it is complete: `lower` or more.
+    /// about `sorted_max` from the end, and returns from where on it is complete: `lower`, or where
+    /// a key begins.
     pub fn read_backward(
         self,
         lower: &Position<'static>,
@@ -455,8 +524,11 @@ impl<'g> LeafRef<'g> {
         let lens = self.lens();
         let (sorted, tail) = self.slots(lens).split_at(lens.sorted);
         let end = lower_bound(sorted, before);
-        let start = end.saturating_sub(sorted_max);
-        let lower = if start == 0 { *lower } else { sorted[start].position() };
+        let mut start = end.saturating_sub(sorted_max);
+        while start > 0 && start < end && sorted[start].has_same_key(&sorted[start - 1]) {
+            start -= 1;
+        }
+        let lower = if start == 0 { *lower } else { sorted[start].key_start() };
         fill(window, &sorted[start..end], tail, &lower, before);
         lower
     }

@@ -3,6 +3,7 @@
 //! - `position`: where an entry stands in the order, compared without following pointers.
 //! - `arena`: the memory of the entries, and the pool it comes from.
 //! - `leaf`: some hundred slots that point at entries.
+//! - `collapse`: what a leaf that is sorted anew may leave out.
 //! - `cursor`: walks the leaves.
 //!
 //! A skiplist with a node per entry is bound by cache misses: one per comparison, 2 to 3 µs per
@@ -13,11 +14,13 @@
 //! # Structure
 //! The index maps a *lower fence* to a node; the node has a lock and points at its current leaf;
 //! the leaf has an *upper fence*. Fences are positions (key and sequence number), so the versions
-//! of one key may span leaves. Nodes are never removed. In every state that a reader can see:
+//! of one key may span leaves. In every state that a reader can see:
 //! 1. A leaf's upper fence is the lower fence of a node in the index, or `Position::END`.
-//! 2. A node's lower fence never changes, its leaf's upper fence only falls.
+//! 2. A node's lower fence never changes.
 //! 3. A leaf has exactly the entries from its node's lower fence up to its upper fence that were
-//!    inserted before it was replaced.
+//!    inserted before it was replaced, without those that were collapsed (see `collapse`).
+//! 4. A node that was removed has a leaf without entries whose upper fence is the node's lower one,
+//!    so that whoever still holds it looks into the index again.
 //!
 //! # Writers
 //! 1. Find the node with the greatest lower fence that is not after the entry; lock it.
@@ -27,8 +30,12 @@
 //! 4. Split: put the right half, in a node that is *locked*, into the index; swap the left half in;
 //!    unlock the right node, then the left one.
 //!
-//! An inserter holds one lock, and a splitter besides it only that of the node it makes, so nothing
-//! can wait in a circle. Replaced leaves are freed by epoch once no reader can stand in them.
+//! 5. A leaf that a collapse has made much smaller is merged into the one on its left, if both are
+//!    small and that one's lock is free: with both locked, swap what both hold into the left node, take the right
+//!    one out of the index, and only then swap the leaf of invariant 4 into it.
+//!
+//! An inserter holds one lock, a splitter besides it only that of the node it makes, and nobody
+//! waits for the lock of a left neighbour, so nothing can wait in a circle. Replaced leaves are freed by epoch once no reader can stand in them.
 //!
 //! # Readers
 //! They take no lock, and see every entry whose insertion was complete when the read began (the
@@ -36,8 +43,10 @@
 //! whose leaf it was put.
 //! - The reader's index lookup for E's position finds P, or a node made later by splitting P, or,
 //!   when P itself came of a split, never one before it: P was in the index when E was inserted.
+//!   If P was merged away, it finds the node that took E over, or P while that is going on, and P's
+//!   leaf still has E until the index leads to the other one.
 //! - The leaf loaded from that node has E, or an upper fence that is not after E, and then the
-//!   index has a node at that fence (1), to which the reader moves on.
+//!   index has another node for E (1, 4), to which the reader moves on.
 //! - A scan that loads the leaf of a node Q before P does not skip E either: it takes what the leaf
 //!   holds only up to its upper fence, and that is not after P's lower fence, because Q's half was
 //!   swapped in before P was unlocked, so before E was inserted. This is what the lock on the right
@@ -46,6 +55,7 @@
 mod arena;
 #[cfg(feature = "testing")]
 pub mod bench;
+mod collapse;
 mod cursor;
 mod leaf;
 mod position;
@@ -71,6 +81,7 @@ use crate::key::{EntryKind, SeqNo, hash};
 use crate::memtable::arena::Arena;
 use crate::memtable::leaf::{Header, LeafRef, OwnedLeaf, Run, Slot, TAIL_SLOTS_MAX};
 use crate::memtable::position::Position;
+use crate::operator::Quick;
 
 /// How large leaves get.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +92,42 @@ struct Shape {
     tail_max: usize,
 }
 
-/// Measured with a million random 16-byte keys: 384 and 512 slots insert and get alike (their leaves
-/// are sorted anew for longer, the index is smaller). A tail of 32 makes a seek 15 % faster and an
-/// insert 5 to 10 % slower; writes decide.
-const SHAPE: Shape = Shape { slots_max: 256, tail_max: TAIL_SLOTS_MAX };
+impl Shape {
+    /// The shape with leaves of so many slots; 256 in production.
+    ///
+    /// Measured with a million random 16-byte keys: 384 and 512 slots insert and get alike (their
+    /// leaves are sorted anew for longer, the index is smaller). A tail of 32 makes a seek 15 %
+    /// faster and an insert 5 to 10 % slower; writes decide.
+    fn of(slots: usize) -> Shape {
+        Shape { slots_max: slots, tail_max: (slots / 4).clamp(1, TAIL_SLOTS_MAX) }
+    }
+}
+
+/// A leaf of which a collapse leaves out this fraction or more is merged into the one on its left, if
+/// both together are small: looking costs a cache miss or two, so a few overwritten keys are no
+/// occasion.
+const MERGE_FRACTION: usize = 4;
+
+/// What a memtable is told of the world in order to collapse versions.
+pub(crate) trait Surroundings {
+    /// A number below which nobody reads now or later; every commit up to it is in the memtable.
+    fn horizon(&self) -> SeqNo;
+    /// How operands fold, if they may be folded here.
+    fn quick(&self) -> Option<Quick>;
+    /// May what is older than this memtable have a version of this key? Asked with a number of the
+    /// key that is not above the last horizon given.
+    fn lies_below(&self, memtable: &Memtable, key: &[u8], hash: u64) -> bool;
+}
+
+/// Why a visit ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// The visitor had enough.
+    Enough,
+    /// Versions that this number sees may be missing: the number is not registered, and newer
+    /// commits have taken their place since it was read. Read at a newer number.
+    Stale,
+}
 
 /// Entries of one keyspace, sorted. Insertions and reads are concurrent; readers never wait.
 pub(crate) struct Memtable {
@@ -127,7 +170,7 @@ fn tag(hash: u64) -> u8 {
 impl Memtable {
     /// An empty memtable that takes its memory from `pool`.
     pub fn new(pool: &Arc<ArenaPool>) -> Memtable {
-        Memtable::with_shape(pool, SHAPE)
+        Memtable::with_shape(pool, Shape::of(pool.leaf_slots()))
     }
 
     fn with_shape(pool: &Arc<ArenaPool>, shape: Shape) -> Memtable {
@@ -135,7 +178,13 @@ impl Memtable {
         let index = SkipList::new(epoch::default_collector().clone());
         let arena = Arena::new(pool);
         let memtable = Memtable { index, arena, shape, leaves_bytes: AtomicUsize::new(0) };
-        let first = OwnedLeaf::new(&Run::default(), 0..0, 8, Position::END);
+        let first = OwnedLeaf::new(
+            &Run::default(),
+            0..0,
+            shape.slots_max.min(8),
+            Position::END,
+            SeqNo::ZERO,
+        );
         memtable.add_node(Lower(Position::START), Node::new(memtable.count(first)), &epoch::pin());
         memtable
     }
@@ -147,21 +196,22 @@ impl Memtable {
     /// # Panics
     /// If key or value is longer than the limits in `crate::key`.
     pub fn insert(&self, key: &[u8], seqno: SeqNo, kind: EntryKind, value: &[u8]) {
-        self.insert_hashed(key, hash(key), seqno, kind, value);
+        self.insert_within(key, seqno, kind, value, None);
     }
 
-    /// As `insert`, for a caller that has `hash(key)` already.
-    pub fn insert_hashed(
+    /// As `insert`; versions that nobody needs by what is `around` may go at this occasion.
+    pub fn insert_within(
         &self,
         key: &[u8],
-        hash: u64,
         seqno: SeqNo,
         kind: EntryKind,
         value: &[u8],
+        around: Option<&dyn Surroundings>,
     ) {
+        let hash = hash(key);
         let position = Position::new(key, seqno);
         let guard = &epoch::pin();
-        let mut node = self.node_at(&position, guard);
+        let (mut lower, mut node) = self.node_at(&position, guard);
         // The leaf is rarely in the cache; it arrives while the entry is being copied.
         node.leaf(guard).prefetch_header();
         let slot = self.write(&position, key, kind, value);
@@ -171,20 +221,26 @@ impl Memtable {
             let leaf = node.leaf(guard);
             if position < *leaf.upper() {
                 if !locked.append(leaf, slot, tag(hash), self.shape.tail_max) {
-                    self.rebuild(&locked, slot, tag(hash), guard);
+                    self.rebuild(&locked, lower, (slot, tag(hash)), around, guard);
                 }
                 return;
             }
             drop(locked);
-            node = self.node_at(&position, guard);
+            (lower, node) = self.node_at(&position, guard);
         }
     }
 
     /// Calls `f` with the versions of `key` that are not newer than `snapshot`, newest first,
-    /// until it breaks. `hash` is that of the key.
+    /// until it breaks. `hash` is that of the key. A `snapshot` that is registered is never stale.
     ///
     /// No lock is held meanwhile: `f` may call back into the memtable.
-    pub fn visit<F>(&self, key: &[u8], hash: u64, snapshot: SeqNo, f: &mut F) -> ControlFlow<()>
+    pub fn visit<F>(
+        &self,
+        key: &[u8],
+        hash: u64,
+        snapshot: SeqNo,
+        f: &mut F,
+    ) -> ControlFlow<Stopped>
     where
         F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
     {
@@ -197,7 +253,12 @@ impl Memtable {
         let mut from = target;
         loop {
             let leaf = self.leaf_at(&from, guard);
-            leaf.visit(&target, tag(hash), &mut visit)?;
+            if snapshot < leaf.collapsed() {
+                return ControlFlow::Break(Stopped::Stale);
+            }
+            if leaf.visit(&target, tag(hash), &mut visit).is_break() {
+                return ControlFlow::Break(Stopped::Enough);
+            }
             if !leaf.upper().same_key(&target) {
                 return ControlFlow::Continue(());
             }
@@ -239,18 +300,23 @@ impl Memtable {
         unsafe { Slot::new(position, entry) }
     }
 
-    /// The node with the greatest lower fence that is not after `at`.
+    /// The node with the greatest lower fence that is not after `at`, and that fence.
     #[inline]
-    fn node_at<'g>(&'g self, at: &Position<'_>, guard: &'g Guard) -> &'g Node {
+    fn node_at<'g>(
+        &'g self,
+        at: &Position<'_>,
+        guard: &'g Guard,
+    ) -> (&'g Position<'static>, &'g Node) {
         let found = self.index.upper_bound(Bound::Included(at), guard);
-        found.expect("the first lower fence is Position::START").value()
+        let found = found.expect("the first lower fence is Position::START");
+        (&found.key().0, found.value())
     }
 
     /// The leaf in whose range `at` lies.
     #[inline]
     fn leaf_at<'g>(&'g self, at: &Position<'_>, guard: &'g Guard) -> LeafRef<'g> {
         loop {
-            let node = self.node_at(at, guard);
+            let (_, node) = self.node_at(at, guard);
             race(RacePoint::Found);
             let leaf = node.leaf(guard);
             leaf.prefetch_tags();
@@ -268,36 +334,117 @@ impl Memtable {
         guard: &'g Guard,
     ) -> (&'g Position<'static>, LeafRef<'g>) {
         loop {
-            let found = self.index.upper_bound(Bound::Excluded(before), guard);
-            let found = found.expect("the first lower fence is Position::START");
+            let (lower, node) = self.node_before(before, guard);
             race(RacePoint::Found);
-            let leaf = found.value().leaf(guard);
+            let leaf = node.leaf(guard);
             // If it is less, the leaf was split after the lookup, and the index has the other half.
             if before <= leaf.upper() {
-                return (&found.key().0, leaf);
+                return (lower, leaf);
             }
         }
     }
 
-    /// Replaces the full leaf of a locked node by one or two that have also `slot`.
+    /// The node with the greatest lower fence that is before `before`, and that fence.
+    fn node_before<'g>(
+        &'g self,
+        before: &Position<'_>,
+        guard: &'g Guard,
+    ) -> (&'g Position<'static>, &'g Node) {
+        let found = self.index.upper_bound(Bound::Excluded(before), guard);
+        let found = found.expect("the first lower fence is Position::START");
+        (&found.key().0, found.value())
+    }
+
+    /// Replaces the full leaf of a locked node by one or two that have also `slot`, without what
+    /// can be collapsed.
     #[cold]
-    fn rebuild(&self, node: &Locked<'_>, slot: Slot, tag: u8, guard: &Guard) {
+    fn rebuild(
+        &self,
+        node: &Locked<'_>,
+        lower: &Position<'static>,
+        slot: (Slot, u8),
+        around: Option<&dyn Surroundings>,
+        guard: &Guard,
+    ) {
         let old = node.leaf(guard);
-        let (run, in_order) = old.sorted_with(slot, tag);
-        let room = |len: usize| len + (len / 2).clamp(1, self.shape.tail_max);
+        let (mut run, in_order) = old.sorted_with(Some(slot));
+        let mut collapsed = old.collapsed();
+        if let Some(around) = around
+            && let Some((rest, horizon)) = self.collapse(&run, lower, old.upper(), around)
+        {
+            let shrunk = run.len() - rest.len() >= run.len() / MERGE_FRACTION;
+            (run, collapsed) = (rest, collapsed.max(horizon));
+            if shrunk && self.merge_left(node, lower, &run, collapsed, around, guard) {
+                return;
+            }
+        }
         let len = run.len();
         if len <= self.shape.slots_max {
-            let new = OwnedLeaf::new(&run, 0..len, room(len), *old.upper());
+            let new = OwnedLeaf::new(&run, 0..len, self.room(len), *old.upper(), collapsed);
             node.replace(self.count(new), guard);
         } else if in_order {
             // Keys arrive in order: leave the left leaf full, and expect more behind it.
             let capacity = self.shape.slots_max + self.shape.tail_max;
-            self.split(node, &run, [len - 1, len - 1], [len, capacity], guard);
+            self.split(node, &run, collapsed, [len - 1, len - 1], [len, capacity], guard);
         } else {
             let left = len / 2;
-            self.split(node, &run, [left, room(left)], [len, room(len - left)], guard);
+            let room = [self.room(left), self.room(len - left)];
+            self.split(node, &run, collapsed, [left, room[0]], [len, room[1]], guard);
         }
         self.leaves_bytes.fetch_sub(old.bytes(), Ordering::Relaxed);
+    }
+
+    /// The capacity of a leaf that has `len` slots when it is made.
+    fn room(&self, len: usize) -> usize {
+        len + (len / 2).clamp(1, self.shape.tail_max)
+    }
+
+    /// Puts `run`, what a locked node shall hold, into the node on its left, if that is not locked
+    /// and has room, and removes the node. See "Writers". False if nothing was done.
+    fn merge_left(
+        &self,
+        node: &Locked<'_>,
+        lower: &Position<'static>,
+        run: &Run,
+        collapsed: SeqNo,
+        around: &dyn Surroundings,
+        guard: &Guard,
+    ) -> bool {
+        if *lower == Position::START {
+            return false;
+        }
+        let (left_lower, left) = self.node_before(lower, guard);
+        let Some(left) = left.try_lock() else { return false };
+        let (left_leaf, old) = (left.leaf(guard), node.leaf(guard));
+        // Otherwise it was split or merged away since.
+        if left_leaf.upper() != lower {
+            return false;
+        }
+        // Half, so that the next entries do not split it again.
+        if left_leaf.lens().len + run.len() > self.shape.slots_max / 2 {
+            return false;
+        }
+        let (mut all, _) = left_leaf.sorted_with(None);
+        // A fence within a key stays for ever: a reader may have taken the versions on one side of it.
+        if all.slots().last().is_some_and(|last| last.has_key_of(lower)) {
+            return false;
+        }
+        let mut collapsed = collapsed.max(left_leaf.collapsed());
+        if let Some((rest, horizon)) = self.collapse(&all, left_lower, lower, around) {
+            (all, collapsed) = (rest, collapsed.max(horizon));
+        }
+        all.append(run);
+        let len = all.len();
+        let merged = OwnedLeaf::new(&all, 0..len, self.room(len), *old.upper(), collapsed);
+        left.replace(self.count(merged), guard);
+        race(RacePoint::Merged);
+        let entry = self.index.get(lower, guard).expect("only the holder of its lock removes it");
+        assert!(entry.remove(), "only the holder of its lock removes it");
+        race(RacePoint::Unlinked);
+        let gone = NODE_BYTES + old.bytes() + left_leaf.bytes();
+        node.replace(OwnedLeaf::new(&Run::default(), 0..0, 1, *lower, collapsed), guard);
+        self.leaves_bytes.fetch_sub(gone, Ordering::Relaxed);
+        true
     }
 
     /// Divides `run` between the locked node and a new one; each half is given by the index of
@@ -306,14 +453,15 @@ impl Memtable {
         &self,
         node: &Locked<'_>,
         run: &Run,
+        collapsed: SeqNo,
         [left_end, left_capacity]: [usize; 2],
         [right_end, right_capacity]: [usize; 2],
         guard: &Guard,
     ) {
-        let fence = run.position(left_end);
+        let fence = run.fence(left_end);
         let upper = *node.leaf(guard).upper();
-        let left = OwnedLeaf::new(run, 0..left_end, left_capacity, fence);
-        let right = OwnedLeaf::new(run, left_end..right_end, right_capacity, upper);
+        let left = OwnedLeaf::new(run, 0..left_end, left_capacity, fence, collapsed);
+        let right = OwnedLeaf::new(run, left_end..right_end, right_capacity, upper, collapsed);
         let (left, right) = (self.count(left), Node::new(self.count(right)));
         // Locked before anyone can see it, until the left half is in its place; see "Readers".
         let token = Some(right.lock.lock());
@@ -324,7 +472,7 @@ impl Memtable {
         drop(right);
     }
 
-    /// Adds a node to the index, for ever.
+    /// Adds a node to the index.
     fn add_node<'g>(
         &'g self,
         lower: Lower,
@@ -335,7 +483,7 @@ impl Memtable {
         self.leaves_bytes.fetch_add(NODE_BYTES, Ordering::Relaxed);
         self.index.insert(lower, node, guard).release(guard);
         let added = self.index.get(&position, guard);
-        added.expect("nodes are never removed")
+        added.expect("nobody else can have its lock, without which it is not removed")
     }
 
     /// Counts a new leaf's bytes.
@@ -370,6 +518,10 @@ enum RacePoint {
     Found,
     /// A split has put the right node into the index; the left node still has the whole leaf.
     Linked,
+    /// A merge has put everything into the left node; the right one is still in the index.
+    Merged,
+    /// A merge has removed the right node; it still has its leaf.
+    Unlinked,
 }
 
 #[inline]
@@ -399,14 +551,19 @@ impl Node {
         // Acquire: what the leaf was made of is seen, and so is the node at its upper fence.
         let leaf = self.leaf.load(Ordering::Acquire);
         // SAFETY: `replace` retires a leaf by epoch after it has been swapped out, and it was
-        // loaded under this guard, so it is not freed before the guard is dropped. When the node
-        // itself is dropped nobody reads, since the memtable is being dropped.
+        // loaded under this guard, so it is not freed before the guard is dropped. The node itself
+        // is dropped when nobody reads: with the memtable, or by epoch after its removal.
         unsafe { LeafRef::from_raw(leaf) }
     }
 
     #[inline]
     fn lock(&self) -> Locked<'_> {
         Locked { node: self, token: Some(self.lock.lock()) }
+    }
+
+    fn try_lock(&self) -> Option<Locked<'_>> {
+        let token = self.lock.try_lock()?;
+        Some(Locked { node: self, token: Some(token) })
     }
 }
 
@@ -415,8 +572,9 @@ impl Drop for Node {
     fn drop(&mut self) {
         // SAFETY: the pointer came from `OwnedLeaf::into_raw`.
         let leaf = unsafe { LeafRef::from_raw(*self.leaf.get_mut()) };
-        // SAFETY: the node is dropped with the memtable, so nobody reads the leaf, and only
-        // leaves that were swapped out are freed by the epoch.
+        // SAFETY: the node is dropped with the memtable, or by the epoch after it was removed from
+        // the index, so nobody reads the leaf; of leaves only those that were swapped out are
+        // freed by the epoch.
         unsafe { leaf.free() };
     }
 }

@@ -71,6 +71,12 @@ impl<'a> Position<'a> {
         Position { rank: self.rank + 1, ..self }
     }
 
+    /// Where the versions of the key begin.
+    #[inline]
+    pub fn key_start(self) -> Position<'a> {
+        Position { rank: self.rank >> CLASS_SHIFT << CLASS_SHIFT, ..self }
+    }
+
     /// True if both are positions of one key.
     #[inline]
     pub fn same_key(&self, other: &Position<'_>) -> bool {

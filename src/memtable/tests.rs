@@ -14,7 +14,7 @@ const SHAPES: [Shape; 4] = [
     Shape { slots_max: 2, tail_max: 1 },
     Shape { slots_max: 4, tail_max: 3 },
     Shape { slots_max: 24, tail_max: 8 },
-    SHAPE,
+    Shape { slots_max: 256, tail_max: 64 },
 ];
 
 type Model = BTreeMap<(Vec<u8>, Reverse<u64>), (EntryKind, Vec<u8>)>;
@@ -23,7 +23,7 @@ type Id = (Vec<u8>, Reverse<u64>);
 const KINDS: [EntryKind; 3] = [EntryKind::Put, EntryKind::Delete, EntryKind::Merge];
 
 fn memtable(shape: Shape) -> Arc<Memtable> {
-    Arc::new(Memtable::with_shape(&ArenaPool::new(64 << 10, 1 << 20), shape))
+    Arc::new(Memtable::with_shape(&ArenaPool::new(64 << 10, 1 << 20, 256), shape))
 }
 
 /// Keys that share prefixes on both sides of the 16-byte head, with zeros in and around it.
@@ -225,7 +225,7 @@ fn ordered_inserts_fill_leaves_from_either_end() {
             }
             memtable.check();
             check_scans(&memtable, &model);
-            if !descending && shape.slots_max == SHAPE.slots_max {
+            if !descending && shape.slots_max == SHAPES[3].slots_max {
                 let per_leaf = 3000 / memtable.index.len();
                 assert!(per_leaf >= 256, "{per_leaf} entries a leaf");
             }
@@ -235,7 +235,7 @@ fn ordered_inserts_fill_leaves_from_either_end() {
 
 #[test]
 fn an_empty_memtable_is_small_and_empty() {
-    let memtable = memtable(SHAPE);
+    let memtable = memtable(SHAPES[3]);
     assert!(memtable.is_empty());
     assert!(memtable.bytes() < 1024);
     assert_eq!(visited(&memtable, b"", SeqNo::MAX.0), []);

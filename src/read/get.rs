@@ -11,12 +11,21 @@ use smallvec::SmallVec;
 use crate::cursor::ValueRef;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{self, EntryKind, SeqNo};
+use crate::memtable::Stopped;
 use crate::operator::{MergeOperator, Merged};
 use crate::slice::Slice;
 use crate::tree::{Tree, View};
 
-/// Reads `key` at `snapshot` from `view` and gives its value to `found`, in place if it is not
-/// merged from operands. `None` if there is no value.
+/// What a read at a number found that nobody registered.
+pub(crate) enum Answer<R, F> {
+    /// The value, if there is one.
+    Value(Option<R>),
+    /// The number is too old by now: pin a newer one, and read again with this.
+    Stale(F),
+}
+
+/// Reads `key` at `snapshot`, which is registered, from `view` and gives its value to `found`, in
+/// place if it is not merged from operands. `None` if there is no value.
 ///
 /// # Errors
 /// `Corruption` or `Io` from a table; `MergeFailed` if the operands cannot be folded.
@@ -28,18 +37,38 @@ pub(crate) fn get_with<R>(
     snapshot: SeqNo,
     found: impl FnOnce(ValueRef<'_>) -> R,
 ) -> Result<Option<R>> {
+    match try_get_with(tree, view, key, snapshot, found)? {
+        Answer::Value(value) => Ok(value),
+        Answer::Stale(_) => unreachable!("the number is registered"),
+    }
+}
+
+/// As [`get_with`], for a number that is not registered.
+///
+/// # Errors
+/// As [`get_with`].
+#[inline]
+pub(crate) fn try_get_with<R, F: FnOnce(ValueRef<'_>) -> R>(
+    tree: &Tree,
+    view: &View,
+    key: &[u8],
+    snapshot: SeqNo,
+    found: F,
+) -> Result<Answer<R, F>> {
     let found = Some(found);
     let mut lookup = Lookup { tree, key, operands: SmallVec::new(), found, outcome: Ok(None) };
     let mut step = |_: SeqNo, kind, value: ValueRef<'_>| lookup.step(kind, value);
-    visit_versions(view, key, key::hash(key), snapshot, &mut step)?;
+    if visit_versions(view, key, key::hash(key), snapshot, &mut step)? == Seen::Stale {
+        return Ok(Answer::Stale(lookup.found.expect("only at the end of a visit is it taken")));
+    }
     if !lookup.operands.is_empty() {
         lookup.fold(None);
     }
-    lookup.outcome
+    lookup.outcome.map(Answer::Value)
 }
 
-/// Gives the newest version of `key` at `snapshot`, a tombstone too, to `found`: not folded, so no
-/// operator is needed. `None` if the key has no version.
+/// Gives the newest version of `key` at `snapshot`, which is registered, a tombstone too, to
+/// `found`: not folded, so no operator is needed. `None` if the key has no version.
 ///
 /// # Errors
 /// `Corruption` or `Io` from a table.
@@ -54,7 +83,8 @@ pub(crate) fn newest_with<R>(
         outcome = found.take().map(|found| found(seqno, kind, value.bytes));
         ControlFlow::Break(())
     };
-    visit_versions(view, key, key::hash(key), snapshot, &mut step)?;
+    let seen = visit_versions(view, key, key::hash(key), snapshot, &mut step)?;
+    assert!(seen == Seen::All, "the number is registered");
     Ok(outcome)
 }
 
@@ -98,6 +128,14 @@ impl<F: FnOnce(ValueRef<'_>) -> R, R> Lookup<'_, F, R> {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// All that the visitor wanted.
+    All,
+    /// Versions are missing; see [`Stopped::Stale`].
+    Stale,
+}
+
 /// Visits the versions of `key` that are not newer than `snapshot`, newest first.
 #[inline]
 fn visit_versions<F>(
@@ -106,19 +144,19 @@ fn visit_versions<F>(
     hash: u64,
     snapshot: SeqNo,
     step: &mut F,
-) -> Result<()>
+) -> Result<Seen>
 where
     F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
 {
-    if view.active.visit(key, hash, snapshot, step).is_break() {
-        return Ok(());
-    }
-    for frozen in &view.frozen {
-        if frozen.memtable.visit(key, hash, snapshot, step).is_break() {
-            return Ok(());
+    let frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
+    for memtable in std::iter::once(&view.active).chain(frozen) {
+        match memtable.visit(key, hash, snapshot, step) {
+            ControlFlow::Continue(()) => {}
+            ControlFlow::Break(Stopped::Enough) => return Ok(Seen::All),
+            ControlFlow::Break(Stopped::Stale) => return Ok(Seen::Stale),
         }
     }
-    view.version.visit(key, hash, snapshot, step).map(|_| ())
+    view.version.visit(key, hash, snapshot, step).map(|_| Seen::All)
 }
 
 /// Folds operands, newest first, onto `base`.

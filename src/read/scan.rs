@@ -27,6 +27,7 @@ use crate::memtable::MemtableCursor;
 use crate::operator::Merged;
 use crate::read::get::fold;
 use crate::slice::Slice;
+use crate::snapshots::Reading;
 use crate::tree::{Tree, View};
 use crate::version::RunCursor;
 
@@ -165,6 +166,8 @@ pub struct Cursor {
     merge: MergeCursor<Source>,
     _view: Arc<View>,
     snapshot: SeqNo,
+    /// Keeps what the snapshot sees in the memtables.
+    _reading: Arc<Reading>,
     position: Position,
     key: Vec<u8>,
     value: Saved,
@@ -205,7 +208,7 @@ impl Cursor {
     pub(crate) fn new(
         tree: Arc<Tree>,
         view: Arc<View>,
-        snapshot: SeqNo,
+        reading: Arc<Reading>,
         range: &KeyRange,
     ) -> Cursor {
         let frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
@@ -215,7 +218,17 @@ impl Cursor {
         let runs = runs.map(|run| Source::Run(Box::new(run)));
         let merge = MergeCursor::new(memtables.chain(runs).collect());
         let (key, value) = (Vec::new(), Saved::Copied(Vec::new()));
-        Cursor { tree, merge, _view: view, snapshot, position: Position::Off, key, value }
+        let snapshot = reading.seqno;
+        Cursor {
+            tree,
+            merge,
+            _view: view,
+            snapshot,
+            _reading: reading,
+            position: Position::Off,
+            key,
+            value,
+        }
     }
 
     /// True while the cursor stands on a key.
@@ -476,7 +489,7 @@ pub struct Iter {
 struct Pinned {
     tree: Arc<Tree>,
     view: Arc<View>,
-    snapshot: SeqNo,
+    reading: Arc<Reading>,
 }
 
 /// One end of an iterator: made at its first use.
@@ -491,14 +504,19 @@ struct End {
 pub type Entry = (Slice, Slice);
 
 impl Iter {
-    pub(crate) fn new(tree: Arc<Tree>, view: Arc<View>, snapshot: SeqNo, range: KeyRange) -> Iter {
-        let source = Pinned { tree, view, snapshot };
+    pub(crate) fn new(
+        tree: Arc<Tree>,
+        view: Arc<View>,
+        reading: Arc<Reading>,
+        range: KeyRange,
+    ) -> Iter {
+        let source = Pinned { tree, view, reading };
         Iter { source, range, front: End::default(), back: End::default(), done: false }
     }
 
     fn open(&self) -> Box<Cursor> {
-        let Pinned { tree, view, snapshot } = &self.source;
-        Box::new(Cursor::new(tree.clone(), view.clone(), *snapshot, &self.range))
+        let Pinned { tree, view, reading } = &self.source;
+        Box::new(Cursor::new(tree.clone(), view.clone(), reading.clone(), &self.range))
     }
 
     fn step_front(&mut self) -> Result<Option<Entry>> {

@@ -248,6 +248,12 @@ impl Version<Table> {
         }
     }
 
+    /// May a table have a version of this key? By ranges and filters; reads no block.
+    pub(crate) fn may_hold(&self, key: &[u8], hash: u64) -> bool {
+        let mut runs = self.level0.iter().chain(&self.deeper);
+        runs.any(|run| run.candidate(key).is_some_and(|table| table.may_contain(hash)))
+    }
+
     /// A cursor for each run that has tables in `range`, over those tables, newest runs first.
     pub(crate) fn cursors(&self, range: (Bound<&[u8]>, Bound<&[u8]>)) -> Vec<RunCursor> {
         let within = self.runs().map(|(_, run)| (run, run.within(range)));
