@@ -300,6 +300,7 @@ impl Engine {
         self.append_edit(&mut catalog, edit)?;
         drop(catalog);
         self.remove_obsolete();
+        self.pipeline.logs.trim(lsn);
         *self.lock.lock() = None;
         Ok(())
     }

@@ -416,4 +416,9 @@ impl<I: Interceptor> LogRegion for Handle<I, dyn LogRegion> {
     fn touch(&self, offset: u64, bytes: u64) {
         self.inner.touch(offset, bytes);
     }
+
+    fn end_at(&self, bytes: u64) -> io::Result<()> {
+        let call = Call { bytes, ..self.fs.call("set_len", &self.path) };
+        self.fs.act(&call, || self.inner.end_at(bytes), nothing, never)
+    }
 }

@@ -186,6 +186,11 @@ pub trait LogRegion: Send + Sync + fmt::Debug {
     fn sync(&self) -> io::Result<()>;
     /// Makes the pages of this range present, so that stores to them do not fault. A hint.
     fn touch(&self, offset: u64, bytes: u64);
+    /// Shortens the file to `bytes`. Nothing is stored into it afterwards.
+    ///
+    /// # Errors
+    /// The file may have either length then.
+    fn end_at(&self, bytes: u64) -> io::Result<()>;
 }
 
 /// Holds a lock until it drops.

@@ -196,6 +196,9 @@ fn cannot_allocate(e: rustix::io::Errno) -> bool {
     [Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL].contains(&e)
 }
 
+/// The first pages of a log, which an open stores into before anything has touched them.
+const FIRST_PAGES_BYTES: usize = 16 << 10;
+
 fn prepare_log(file: OsFile, bytes: u64, may_map: bool) -> io::Result<Arc<dyn LogRegion>> {
     // The raw call, since the C library's posix_fallocate writes zeros where it is not supported.
     // Setting the size here saves each fdatasync the update of a growing length: 105 µs, not 152.
@@ -213,6 +216,9 @@ fn prepare_log(file: OsFile, bytes: u64, may_map: bool) -> io::Result<Arc<dyn Lo
     // Where mapping fails, say for want of address space, writing still works.
     if may_map && let Ok(mapping) = MmapRaw::map_raw(&file) {
         mapping.advise(Advice::DontFork)?;
+        // Without this the header's store reads ahead as far as the disk likes to, 8 MiB here: 1.8 ms
+        // of every open. What follows is touched by the log's own thread, and may be read ahead.
+        let _ = mapping.advise_range(Advice::Random, 0, FIRST_PAGES_BYTES.min(mapping.len()));
         return Ok(Arc::new(MappedLog { file, mapping }));
     }
     Ok(Arc::new(WrittenLog { file, bytes }))
@@ -337,6 +343,10 @@ impl LogRegion for MappedLog {
             let _ = self.mapping.advise_range(Advice::PopulateWrite, offset, bytes);
         }
     }
+
+    fn end_at(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
 }
 
 /// A log region stored into by `pwrite`.
@@ -362,6 +372,10 @@ impl LogRegion for WrittenLog {
     }
 
     fn touch(&self, _offset: u64, _bytes: u64) {}
+
+    fn end_at(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
 }
 
 /// Has the lock until it drops.

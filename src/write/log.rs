@@ -249,6 +249,20 @@ impl Logs {
         numbers
     }
 
+    /// Shortens the last file to what it holds, up to `lsn`, and removes the spare, once nothing is
+    /// written any more: the next open has less to look through and to remove. Its failure costs
+    /// only that.
+    pub fn trim(&self, lsn: Lsn) {
+        let mut state = self.state.lock();
+        if let Some(last) = state.live.back() {
+            let _site = fs::site("log.trim");
+            let _ = last.file.region.end_at(last.file.offset(lsn));
+        }
+        if let Some(spare) = state.spare.take() {
+            let _ = self.fs.remove(&FileKind::Log.path(&self.dir, spare.number));
+        }
+    }
+
     /// Bytes of the live files.
     pub fn live_bytes(&self) -> u64 {
         self.state.lock().live.iter().map(|log| log.file.region.bytes()).sum()

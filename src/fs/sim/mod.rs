@@ -502,6 +502,10 @@ impl LogRegion for Log {
     }
 
     fn touch(&self, _offset: u64, _bytes: u64) {}
+
+    fn end_at(&self, bytes: u64) -> io::Result<()> {
+        self.handle.set_len(bytes)
+    }
 }
 
 /// A lock that is held.
