@@ -17,11 +17,16 @@ use crate::db::engine::Engine;
 use crate::error::{DegradedCause, ErrorKind, Result};
 use crate::file::{FileNumber, HEADER_BYTES};
 use crate::key::{KeyspaceId, SeqNo};
+use crate::options::Limits;
 use crate::runtime::{Condvar, Mutex, Priority, Task};
 use crate::tree::Tree;
 
 /// How often a full disk is probed, and free space looked at.
 const PROBE: Duration = Duration::from_millis(200);
+/// Nothing was committed for so long: the database rests.
+const REST: Duration = Duration::from_secs(1);
+/// Level 0 of a database that rests is compacted at so many runs.
+const LEVEL0_RUNS_AT_REST: usize = 2;
 /// Pages are made present so far ahead of the log's end.
 const TOUCH_AHEAD_BYTES: u64 = 4 << 20;
 
@@ -50,6 +55,8 @@ struct State {
     claims: HashMap<KeyspaceId, Claims>,
     /// Somebody waits until nothing is left to do, removal of files included.
     settling: usize,
+    /// The last number that was seen committed, and since when.
+    committed: (SeqNo, Duration),
 }
 
 #[derive(Debug, Default)]
@@ -138,8 +145,13 @@ impl Engine {
 
     fn run_worker(&self) {
         let mut state = self.work.state.lock();
+        let mut idle = false;
         while !state.stopped {
-            let Some(job) = self.find_job(&mut state) else {
+            let mut job = self.find_job(&mut state);
+            if job.is_none() && std::mem::take(&mut idle) {
+                job = self.find_rest_job(&mut state);
+            }
+            let Some(job) = job else {
                 let timed_out = self.work.changed.wait_for(&mut state, PROBE);
                 if timed_out && self.pressure.allowed().is_some() {
                     // Writers wait, and no job is due that would ease it: for space on the disk.
@@ -148,6 +160,7 @@ impl Engine {
                     self.measure_pressure();
                     state = self.work.state.lock();
                 }
+                idle = timed_out;
                 continue;
             };
             let claim = state.claim(&job);
@@ -195,6 +208,28 @@ impl Engine {
         // Without a settler, files wait for the next edit: a record of its own is an fsync.
         let idle = state.running_jobs == 0;
         (state.settling > 0 && idle && self.may_have_obsolete()).then_some(Job::Clean)
+    }
+
+    /// A job that is worth its writes only because nobody else writes: runs of level 0 become one.
+    /// Every read asks each of them, so that three runs beside the last level cost a scan or a read
+    /// of a missing key twice the time. Under load the next flush would come in between.
+    fn find_rest_job(&self, state: &mut State) -> Option<Job> {
+        let (committed, now) = (self.pipeline.ring.visible(), self.runtime.now());
+        if state.committed.0 != committed {
+            state.committed = (committed, now);
+        }
+        let rests = now.saturating_sub(state.committed.1) >= REST && state.running_jobs == 0;
+        if !rests || self.pipeline.breaker.check().is_err() {
+            return None;
+        }
+        let level0_runs = self.limits.level0_runs.min(LEVEL0_RUNS_AT_REST);
+        let limits = Limits { level0_runs, ..self.limits.clone() };
+        let oldest = self.oldest_snapshot();
+        self.trees.load().iter().find_map(|tree| {
+            let claims = state.claims.entry(tree.id).or_default();
+            let plan = picker::pick(&tree.view().version, &limits, claims, oldest)?;
+            Some(Job::Compact(tree.clone(), plan))
+        })
     }
 
     /// True if files wait for removal, or if that cannot be seen now: who fails under the catalog's

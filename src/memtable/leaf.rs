@@ -172,9 +172,9 @@ impl Run {
         self.tags[index]
     }
 
-    /// True if a key has several versions.
-    pub fn has_versions(&self) -> bool {
-        self.slots.array_windows().any(|[a, b]| a.has_same_key(b))
+    /// How many versions are not the newest of their key here.
+    pub fn older_versions(&self) -> usize {
+        self.slots.array_windows().filter(|[a, b]| a.has_same_key(b)).count()
     }
 
     /// The slots of each key.

@@ -16,7 +16,7 @@ use crate::key::{self, EntryKind, SeqNo};
 use crate::table::SEQNO_BEFORE_ALL;
 use crate::table::block::{Block, Shape};
 use crate::table::layout::section_kind;
-use crate::table::reader::{Content, Index, Source, Table};
+use crate::table::reader::{Content, Index, Source, Table, prefetch_front};
 
 /// How far a compaction's cursor reads ahead.
 const READ_AHEAD_BYTES: u64 = 1 << 20;
@@ -138,7 +138,8 @@ impl TableCursor {
                     let index = self.table.index()?;
                     let place = self.table.place(index, ordinal)?;
                     match self.table.content(index, ordinal, &place)? {
-                        Content::Mapped(_) => {
+                        Content::Mapped(content) => {
+                            prefetch_front(content);
                             let content =
                                 place.start..place.end - crate::table::TRAILER_BYTES as u64;
                             self.table.read(content, Source::Shared)?

@@ -538,7 +538,7 @@ where
 /// Asks at once for the lines that a search in a block reads one after the other: its header,
 /// heads and offsets.
 #[inline]
-fn prefetch_front(block: &[u8]) {
+pub(super) fn prefetch_front(block: &[u8]) {
     for line in 0..PREFETCHED_LINES {
         prefetch(block, line * 64);
     }

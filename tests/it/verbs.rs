@@ -38,3 +38,25 @@ fn a_database_keeps_what_was_written() {
         db.close().unwrap();
     }
 }
+
+/// Two runs of level 0 are no reason for a compaction while somebody writes, but once nobody does.
+#[cfg(feature = "testing")]
+#[test]
+fn a_database_that_rests_merges_its_level_0() {
+    use esker::fs::sim::SimFs;
+    use esker::runtime::Runtime;
+
+    let (fs, runtime) = (std::sync::Arc::new(SimFs::new()), Runtime::stepper(1));
+    let options = esker::Options::default();
+    let db = Db::open_on(fs, runtime.clone(), "/db", options).unwrap();
+    for round in 0..2 {
+        (0..10).for_each(|key| db.put(format!("{key}"), format!("{round}")).unwrap());
+        db.flush().unwrap();
+    }
+    db.settle().unwrap();
+    let level0 = || db.stats().keyspaces[0].levels[0].files;
+    assert_eq!(level0(), 2, "nothing is due");
+    runtime.sleep(std::time::Duration::from_secs(3));
+    assert_eq!(level0(), 0);
+    assert_eq!(db.get("3").unwrap().unwrap(), *"1");
+}
