@@ -30,7 +30,7 @@ use crate::snapshots::Snapshots;
 use crate::table::BlockCache;
 use crate::tree::{Tree, View};
 use crate::write::commit::{Memtables, Pipeline, Supplies};
-use crate::write::pressure::{Measures, Patience, Pressure};
+use crate::write::pressure::{Measures, Patience, Throttle};
 use crate::write::ring::Place;
 use crate::write::stamps::Check;
 
@@ -52,7 +52,7 @@ pub(crate) struct Engine {
     pub limits: Limits,
     pub pipeline: Arc<Pipeline>,
     pub snapshots: Snapshots,
-    pub pressure: Pressure,
+    pub pressure: Throttle,
     pub catalog: Mutex<Catalog>,
     /// The keyspaces that are not dropped. Replaced under the catalog lock.
     pub trees: ArcSwap<Vec<Arc<Tree>>>,
@@ -119,7 +119,7 @@ impl Engine {
             options: parts.options,
             pipeline: Arc::new(parts.pipeline),
             snapshots: Snapshots::default(),
-            pressure: Pressure::new(parts.runtime.clone()),
+            pressure: Throttle::new(parts.runtime.clone()),
             runtime: parts.runtime,
             catalog: Mutex::new(parts.catalog),
             trees: ArcSwap::from_pointee(parts.trees),
@@ -256,8 +256,8 @@ impl Engine {
         check: Option<&Check>,
         insert: impl FnOnce(SeqNo, &Memtables, &[u8]),
     ) -> Result<Option<Place>> {
-        self.pressure.admit(patience)?;
         let record_bytes = payload.region().len() as u64;
+        self.pressure.admit(record_bytes, patience)?;
         let Some(place) = self.pipeline.submit(self, payload, trees, check, insert)? else {
             return Ok(None);
         };

@@ -31,6 +31,7 @@ use crate::toolkit::ingest::offset::Offset;
 use crate::toolkit::ingest::opening::Place;
 use crate::toolkit::ingest::queue::{Queue, Wanted};
 use crate::toolkit::ingest::reader::{EventReader, Found, Limits};
+use crate::write::breaker::BreakerState;
 
 /// After a failure of the database, or of its breaker, the consumer looks again after so long.
 const RETRY: Duration = Duration::from_millis(50);
@@ -378,8 +379,8 @@ impl Consumer {
     }
 
     fn place(&self) -> Place<'_> {
-        let Queue { db, name, dir, offsets, .. } = &*self.queue;
-        Place { db, name, dir, offsets }
+        let Queue { db, name, dir, offsets, changes, .. } = &*self.queue;
+        Place { db, name, dir, offsets, changes }
     }
 
     // After a failure of the queue's log.
@@ -427,6 +428,7 @@ impl Consumer {
         self.reader = EventReader::new(begun.log.clone());
         (self.log, self.offset) = (begun.log.clone(), begun.offset);
         self.queue.replace_log(begun.log);
+        self.queue.changes.note(BreakerState::Closed, None);
         old.stop();
         Ok(())
     }

@@ -21,6 +21,7 @@ use crate::file::{FileKind, FileNumber, HEADER_BYTES, Lsn};
 use crate::fs::Fs;
 use crate::key::{KeyspaceId, SeqNo};
 use crate::runtime::{Condvar, Mutex, Priority, Runtime, Task};
+use crate::write::breaker::{Breaker, Changes};
 use crate::write::commit::{Pipeline, Supplies};
 use crate::write::log::Logs;
 use crate::write::ring::Place;
@@ -63,17 +64,20 @@ thread_local! {
 }
 
 impl EventLog {
-    /// Begins a log in a directory that has none.
+    /// Begins a log in a directory that has none. Its breaker goes on with the changes of an earlier
+    /// log's.
     pub fn begin(
         fs: Arc<dyn Fs>,
         dir: PathBuf,
         segment_bytes: u64,
         next_number: SeqNo,
+        changes: Arc<Changes>,
     ) -> Result<EventLog> {
         let first = FileNumber(1);
         let logs = Logs::new(fs.clone(), dir.clone(), segment_bytes);
         let cursor = logs.begin(logs.create_spare(first, 0)?, Lsn(0))?;
-        let pipeline = Pipeline::new(logs, cursor, next_number, SeqNo::MAX);
+        let mut pipeline = Pipeline::new(logs, cursor, next_number, SeqNo::MAX);
+        pipeline.breaker = Breaker::continuing(changes);
         Ok(EventLog {
             fs,
             dir,

@@ -45,8 +45,8 @@ use crate::toolkit::ingest::opening::{Begun, Place};
 use crate::toolkit::ingest::options::{IngestOptions, check_name};
 use crate::toolkit::ingest::queue::{Parts, Queue};
 use crate::toolkit::ingest::stats::QueueStats;
-use crate::write::breaker::BreakerState;
-use crate::write::pressure::Patience;
+use crate::write::breaker::{BreakerState, BreakerWatch};
+use crate::write::pressure::{Patience, Pressure};
 use crate::write::ticket::Ticket;
 
 /// Accepts events durably, at the speed of a log, and applies them to the database in the background,
@@ -99,7 +99,8 @@ impl IngestQueue {
         let offsets = Keyspace::new(db.handle.clone(), tree);
         let dead_letters = options.dead_letters.clone().unwrap_or_else(|| format!("{name}.dead"));
         let dead_letters = db.keyspace(&dead_letters, KeyspaceOptions::new())?;
-        let place = Place { db, name, dir: &dir, offsets: &offsets };
+        let changes = Arc::default();
+        let place = Place { db, name, dir: &dir, offsets: &offsets, changes: &changes };
         let Begun { log, offset, losses } =
             place.open().map_err(|error| error.context(format!("open queue {name:?}")))?;
         log.spawn(&engine.runtime).inspect_err(|_| log.stop())?;
@@ -288,6 +289,18 @@ impl IngestQueue {
         self.queue.log.load().pipeline.breaker.state()
     }
 
+    /// Hears of every change of [`IngestQueue::breaker`] from now on.
+    #[must_use]
+    pub fn watch_breaker(&self) -> BreakerWatch {
+        self.queue.changes.watch()
+    }
+
+    /// How full the queue is, in bytes or age, and how fast events are applied, in bytes of log.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        self.queue.pressure()
+    }
+
     /// Takes events again after a failure of the queue's log, once its cause is gone. A full disk
     /// needs none of this.
     ///
@@ -341,6 +354,7 @@ impl IngestQueue {
             let _ = log.pipeline.wait_durable(log.pipeline.ring.copied());
         }
         log.stop();
+        self.queue.changes.end();
         *self.queue.lock.lock() = None;
     }
 }

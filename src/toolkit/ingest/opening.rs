@@ -33,6 +33,7 @@ use crate::record::chain::{LogChain, LogFile, Mode, Replay};
 use crate::toolkit::ingest::log::EventLog;
 use crate::toolkit::ingest::offset::Offset;
 use crate::toolkit::ingest::reader::{EventReader, Limits};
+use crate::write::breaker::Changes;
 
 /// Events that are carried over at a time from a log in use.
 const CARRY: Limits = Limits { count: 1000, bytes: 1 << 20 };
@@ -45,6 +46,8 @@ pub(crate) struct Place<'a> {
     pub dir: &'a Path,
     /// The keyspace of offsets.
     pub offsets: &'a Keyspace,
+    /// The changes of its breaker.
+    pub changes: &'a Arc<Changes>,
 }
 
 /// A log that counts.
@@ -105,7 +108,13 @@ impl Place<'_> {
         fs.create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
         remove_logs(&**fs, &dir)?;
         let next = SeqNo(old.applied.0 + 1);
-        Ok(Arc::new(EventLog::begin(fs.clone(), dir, engine.limits.log_bytes, next)?))
+        Ok(Arc::new(EventLog::begin(
+            fs.clone(),
+            dir,
+            engine.limits.log_bytes,
+            next,
+            self.changes.clone(),
+        )?))
     }
 
     /// Gives every event of the old log that is not applied to `each`.

@@ -26,12 +26,13 @@ use crate::fs::Lock;
 use crate::key::{KEY_BYTES_MAX, SeqNo, VALUE_BYTES_MAX};
 use crate::loss::Loss;
 use crate::options::Durability;
+use crate::record::{HEADER_BYTES, record_bytes};
 use crate::runtime::{Condvar, Mutex};
 use crate::toolkit::ingest::dead;
 use crate::toolkit::ingest::log::EventLog;
 use crate::toolkit::ingest::options::IngestOptions;
-use crate::write::breaker::BreakerState;
-use crate::write::pressure::Patience;
+use crate::write::breaker::{BreakerState, Changes};
+use crate::write::pressure::{Patience, Pressure};
 use crate::write::ring::Place;
 
 /// Marks of age that are kept at most. Beyond, every other one is let go of.
@@ -53,6 +54,8 @@ pub(crate) struct Queue {
     pub offsets: Keyspace,
     pub dead_letters: Keyspace,
     pub losses: Vec<Loss>,
+    /// The changes of the breaker of every log that the queue has.
+    pub changes: Arc<Changes>,
     pub log: ArcSwap<EventLog>,
     pub state: Mutex<State>,
     /// The consumer may have something to do.
@@ -99,6 +102,9 @@ pub(crate) struct State {
     /// The last event that is applied.
     pub applied: SeqNo,
     pub drained: Drained,
+    /// Since when the queue is full, and how long that lasts: about the longest of late.
+    full_since: Option<Duration>,
+    full_time: Duration,
     /// When events came that end at or before these positions, oldest first.
     marks: VecDeque<(Lsn, Duration)>,
 }
@@ -111,22 +117,21 @@ pub(crate) struct Drained {
     since: Duration,
     bytes: u64,
     events: u64,
-    last: Duration,
 }
 
 impl Drained {
     fn new(now: Duration) -> Drained {
         let (bytes_rate, events_rate) = (0.0, 0.0);
-        Drained { bytes_rate, events_rate, since: now, bytes: 0, events: 0, last: now }
+        Drained { bytes_rate, events_rate, since: now, bytes: 0, events: 0 }
     }
 
     /// Nothing was there to apply until now.
     fn begin(&mut self, now: Duration) {
-        (self.since, self.last, self.bytes, self.events) = (now, now, 0, 0);
+        (self.since, self.bytes, self.events) = (now, 0, 0);
     }
 
     fn note(&mut self, now: Duration, bytes: u64, events: u64) {
-        (self.bytes, self.events, self.last) = (self.bytes + bytes, self.events + events, now);
+        (self.bytes, self.events) = (self.bytes + bytes, self.events + events);
         let took = now.saturating_sub(self.since);
         if took < MEASURE {
             return;
@@ -155,6 +160,8 @@ impl State {
             drain_rate: options.drain_rate,
             applied,
             drained: Drained::new(now),
+            full_since: None,
+            full_time: Duration::ZERO,
             marks: VecDeque::new(),
         }
     }
@@ -194,6 +201,7 @@ impl Queue {
             offsets: parts.offsets,
             dead_letters: parts.dead_letters,
             losses: parts.losses,
+            changes: parts.log.pipeline.breaker.changes.clone(),
             log: ArcSwap::new(parts.log),
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -221,7 +229,8 @@ impl Queue {
         patience: Patience,
     ) -> Result<(Arc<EventLog>, Place)> {
         self.check_sizes(key, event)?;
-        let bytes = (key.len() + event.len()) as u64;
+        // With what goes with it: the operation's lengths, a mark, the end of a file.
+        let bytes = record_bytes((key.len() + event.len()) as u64 + 16) + 2 * HEADER_BYTES as u64;
         let now = self.now();
         if self.is_full.load(Ordering::Relaxed) || self.is_over(&self.log.load(), bytes, now) {
             self.wait_room(bytes, patience)?;
@@ -277,8 +286,9 @@ impl Queue {
             let (log, now) = (self.log.load(), self.now());
             if self.is_over(&log, bytes, now) {
                 self.is_full.store(true, Ordering::Relaxed);
+                state.full_since.get_or_insert(now);
                 // The last event may have been applied just before.
-                self.note_room();
+                self.note_room(&mut state);
             }
             if !self.is_full.load(Ordering::Relaxed) {
                 return Ok(());
@@ -314,15 +324,43 @@ impl Queue {
     /// When the queue will have been brought down by an eighth, as far as that is known.
     pub fn retry_after(&self, state: &State) -> Duration {
         let (log, now) = (self.log.load(), self.now());
+        let took = now.saturating_sub(state.full_since.unwrap_or(now));
+        let usual = match state.full_time {
+            Duration::ZERO => self.drain_time(state, log.backlog_bytes()),
+            time => time,
+        };
+        // An eighth more: who comes too early is told to wait again, who comes late loses little.
+        let usual = usual + usual / 8;
+        // What takes longer than usual may well take so much longer again.
+        let left = usual.checked_sub(took).unwrap_or_else(|| (took - usual).max(usual / 2));
+        left.clamp(RETRY_MIN, RETRY_MAX)
+    }
+
+    /// How long it takes to apply an eighth of what a full queue has, at the rate of late.
+    fn drain_time(&self, state: &State, backlog: u64) -> Duration {
+        let rate = match state.drained.bytes_rate {
+            // Nothing was measured yet.
+            0.0 => self.db.pressure().sustainable_rate,
+            rate => rate,
+        };
         let low = self.options.bytes_max - self.options.bytes_max / 8;
-        let backlog = log.backlog_bytes();
         let excess = backlog.saturating_sub(low).max(backlog / 8).max(1) as f64;
-        let rate = state.drained.bytes_rate.max(1.0);
-        // An eighth more: who comes too early is told to wait again, who comes late loses nothing.
-        let expected = Duration::try_from_secs_f64(1.125 * excess / rate).unwrap_or(RETRY_MAX);
-        // What has not moved for long will not move soon.
-        let stuck = now.saturating_sub(state.drained.last);
-        expected.max(stuck / 2).clamp(RETRY_MIN, RETRY_MAX)
+        Duration::try_from_secs_f64(excess / rate.max(1.0)).unwrap_or(RETRY_MAX)
+    }
+
+    /// How full the queue is, and what it can take.
+    pub fn pressure(&self) -> Pressure {
+        let backlog = self.log.load().backlog_bytes() as f64 / self.options.bytes_max as f64;
+        let age = self.age(self.now()).unwrap_or_default();
+        let age = age.as_secs_f64() / self.options.age_max.as_secs_f64();
+        let sustainable_rate = self.state.lock().drained.bytes_rate;
+        let is_full = self.is_full.load(Ordering::Relaxed);
+        Pressure {
+            value: if is_full { 1.0 } else { backlog.max(age).min(1.0) },
+            cause: BusyCause::Queue,
+            sustainable_rate,
+            allowed_rate: is_full.then_some(sustainable_rate as u64),
+        }
     }
 
     /// Notes when an event came.
@@ -371,7 +409,7 @@ impl Queue {
             state.marks.pop_front();
         }
         self.set_oldest(&mut state, log, now);
-        self.note_room();
+        self.note_room(&mut state);
         self.settled.notify_all();
     }
 
@@ -389,8 +427,8 @@ impl Queue {
         self.oldest_ns.store(oldest, Ordering::Relaxed);
     }
 
-    /// Ends being full, if it is brought down by an eighth. Call it under the lock of the state.
-    fn note_room(&self) {
+    /// Ends being full, if it is brought down by an eighth.
+    fn note_room(&self, state: &mut State) {
         if !self.is_full.load(Ordering::Relaxed) {
             return;
         }
@@ -400,6 +438,8 @@ impl Queue {
             && self.age(now).is_none_or(|age| age <= age_max - age_max / 8);
         if has_room || log.backlog_bytes() == 0 {
             self.is_full.store(false, Ordering::Relaxed);
+            let took = now.saturating_sub(state.full_since.take().unwrap_or(now));
+            state.full_time = took.max((state.full_time * 7 + took) / 8);
         }
     }
 
@@ -420,7 +460,7 @@ impl Queue {
         }
         self.log.store(log.clone());
         self.set_oldest(&mut state, &log, now);
-        self.note_room();
+        self.note_room(&mut state);
         self.settled.notify_all();
     }
 
