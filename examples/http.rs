@@ -29,7 +29,9 @@ const BODY_BYTES_MAX: u64 = 1 << 20;
 
 /// What the requests are about.
 pub struct Service {
+    /// Takes values.
     pub db: Db,
+    /// Takes events.
     pub queue: IngestQueue,
     counts: Keyspace,
 }
@@ -38,6 +40,7 @@ pub struct Service {
 type Answer = (u16, Vec<u8>, Option<Duration>);
 
 impl Service {
+    /// A service in front of this database, with a queue of these bounds.
     pub fn new(db: Db, options: IngestOptions) -> esker::Result<Service> {
         let counts = db.keyspace("counts", KeyspaceOptions::new().merge(Counter::default()))?;
         let into = counts.clone();
@@ -117,12 +120,14 @@ fn respond(service: &Service, mut request: Request) -> std::io::Result<()> {
 
 /// A service that listens on a port of the loopback device.
 pub struct Running {
+    /// Where it listens.
     pub address: SocketAddr,
     server: Arc<Server>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Running {
+    /// Listens, with so many threads that answer.
     pub fn start(service: &Arc<Service>, threads: usize) -> Running {
         let server = Arc::new(Server::http("127.0.0.1:0").expect("a free port"));
         let address = server.server_addr().to_ip().expect("an address of the internet");
@@ -139,6 +144,7 @@ impl Running {
         Running { address, server, threads }
     }
 
+    /// Answers what has come, and ends.
     pub fn stop(self) {
         self.threads.iter().for_each(|_| self.server.unblock());
         self.threads.into_iter().for_each(|thread| thread.join().expect("a request panicked"));
@@ -152,10 +158,12 @@ pub struct Client(BufReader<TcpStream>);
 pub type Reply = (u16, Option<u64>, String);
 
 impl Client {
+    /// A connection.
     pub fn connect(address: SocketAddr) -> std::io::Result<Client> {
         Ok(Client(BufReader::new(TcpStream::connect(address)?)))
     }
 
+    /// Asks, and waits for the answer.
     pub fn ask(&mut self, method: &str, path: &str, body: &str) -> std::io::Result<Reply> {
         let length = body.len();
         let request = format!(

@@ -327,16 +327,16 @@ impl Shared {
     }
 
     /// Until the group being committed has ended there will be no room: the time that is left of it,
-    /// and an eighth more, so that everybody who was refused meanwhile comes when there is room again.
+    /// and a half more, so that everybody who was refused meanwhile comes when there is room again.
     fn retry_after(&self, state: &mut State) -> Duration {
         state.has_refused = true;
         let usual = state.commit_time.max(state.full_time);
-        let usual = usual + usual / 8;
+        let usual = usual + usual / 2;
         let left = match state.commit_began {
             Some(began) => {
                 let took = self.db.engine().runtime.now().saturating_sub(began);
                 // What takes longer than usual may well take so much longer again.
-                usual.checked_sub(took).unwrap_or_else(|| (took - usual).max(usual / 2))
+                usual.checked_sub(took).unwrap_or(took)
             }
             None if state.groups.len() > 1 => usual,
             None => usual + self.options.linger,
@@ -358,7 +358,7 @@ impl Shared {
             state = self.state.lock();
             state.commit_began = None;
             if std::mem::take(&mut state.has_refused) {
-                state.full_time = took.max((state.full_time * 7 + took) / 8);
+                state.full_time = took.max((state.full_time * 15 + took) / 16);
             }
             state.commit_time = (state.commit_time * 3 + took) / 4;
             state.pending_bytes -= bytes;

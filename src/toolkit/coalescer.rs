@@ -384,16 +384,16 @@ impl Shared {
         Ok(())
     }
 
-    /// When the next turn will take everything out: once the one under way has ended, and an eighth of
+    /// When the next turn will take everything out: once the one under way has ended, and a half of
     /// its time later.
     fn retry_after(&self, state: &mut State) -> Duration {
         state.has_refused = true;
         let Some(began) = state.turn_began else { return RETRY };
         let usual = state.turn_time.max(state.full_time);
-        let usual = usual + usual / 8;
+        let usual = usual + usual / 2;
         let took = self.db.engine().runtime.now().saturating_sub(began);
         // What takes longer than usual may well take so much longer again.
-        let left = usual.checked_sub(took).unwrap_or_else(|| (took - usual).max(usual / 2));
+        let left = usual.checked_sub(took).unwrap_or(took);
         left.max(Duration::from_micros(100))
     }
 
@@ -452,7 +452,7 @@ impl Shared {
             state.turn_time = (state.turn_time * 3 + took) / 4;
             state.turn_began = None;
             if std::mem::take(&mut state.has_refused) {
-                state.full_time = took.max((state.full_time * 7 + took) / 8);
+                state.full_time = took.max((state.full_time * 15 + took) / 16);
             }
             match committed {
                 // What is pending beside a turn that was stuck comes with the next one.

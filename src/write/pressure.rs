@@ -575,7 +575,7 @@ mod tests {
         let error = pressure.admit(100, Patience::None).unwrap_err();
         assert!(matches!(
             error.kind(),
-            crate::error::ErrorKind::Busy { cause: BusyCause::Level0, retry_after }
+            ErrorKind::Busy { cause: BusyCause::Level0, retry_after }
                 if *retry_after > Duration::ZERO
         ));
         assert!(pressure.admit(100, Patience::Wait).is_ok());

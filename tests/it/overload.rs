@@ -2,7 +2,7 @@
 //! steady, and who waits as long as `retry_after` says succeeds nine times of ten.
 //!
 //! The disk is a simulated one that takes its time for every byte, and time is virtual, so that this
-//! is exact and the same on every machine. `ESKER_OVERLOAD_SECONDS` (2) is how long each entrance is
+//! is exact and the same on every machine. `ESKER_OVERLOAD_SECONDS` (8) is how long each entrance is
 //! driven, in virtual seconds; `ESKER_SEED` chooses the schedule.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,7 +60,7 @@ fn slow_database() -> (Db, Runtime) {
 }
 
 fn time_to_drive() -> Duration {
-    let seconds = std::env::var("ESKER_OVERLOAD_SECONDS").map_or(2, |s| s.parse().unwrap());
+    let seconds = std::env::var("ESKER_OVERLOAD_SECONDS").map_or(8, |s| s.parse().unwrap());
     Duration::from_secs(seconds)
 }
 

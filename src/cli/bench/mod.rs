@@ -167,7 +167,7 @@ impl Bench {
         for (round, &workload) in workloads.iter().enumerate() {
             if workload.is_fill() {
                 subject.make_fresh(&plan)?;
-            } else if !subject.is_open() {
+            } else if !subject.is_open() && workload != Workload::Overload {
                 eprintln!("esker: no fill before {}: filling at random first", workload.name());
                 subject.make_fresh(&plan)?;
                 let filler = workloads.len();

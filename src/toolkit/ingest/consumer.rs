@@ -68,6 +68,8 @@ pub(crate) struct Consumer {
     tries: u32,
     /// The time at which the drain rate lets the next batch through.
     due: Duration,
+    /// When the batch under way began.
+    began: Duration,
     /// A commit ended with an error: the database has to be asked which offset it has.
     is_unsure: bool,
 }
@@ -100,6 +102,7 @@ impl Consumer {
             singly_upto: SeqNo::ZERO,
             tries: 0,
             due: Duration::ZERO,
+            began: Duration::ZERO,
             is_unsure: false,
         }
     }
@@ -201,6 +204,7 @@ impl Consumer {
         let mut after = Offset { applied: last.number, lsn: last.end, ..self.offset };
         self.reader.seek(last.end);
         after.log = self.reader.log_number();
+        self.began = self.queue.now();
         match self.hand_over(found, &after) {
             Ended::Applied => {
                 let count = found.len() as u64;
@@ -305,7 +309,8 @@ impl Consumer {
     /// The database has this offset.
     fn advance(&mut self, after: Offset) {
         (self.offset, self.tries) = (after, 0);
-        self.queue.note_applied(&self.log, after.lsn, after.applied);
+        let took = self.queue.now().saturating_sub(self.began);
+        self.queue.note_applied(&self.log, after.lsn, after.applied, took);
         if self.log.pipeline.logs.has_before(after.lsn) {
             let pipeline = &self.queue.db.engine().pipeline;
             // Power loss must not take the database back to before what is removed. If this fails
@@ -373,6 +378,7 @@ impl Consumer {
         if now.applied > self.offset.applied {
             let count = now.applied.0 - self.offset.applied.0;
             self.queue.totals.applied.fetch_add(count, Ordering::Relaxed);
+            self.began = self.queue.now();
             self.advance(now);
         }
         Ok(())

@@ -109,46 +109,37 @@ pub(crate) struct State {
     marks: VecDeque<(Lsn, Duration)>,
 }
 
-/// How fast events are applied, measured while there are any.
+/// How fast events are applied, measured over the time that the consumer works.
+#[derive(Default)]
 pub(crate) struct Drained {
     /// Smoothed, in bytes of log and in events a second; 0 before anything was measured.
     pub bytes_rate: f64,
     pub events_rate: f64,
-    since: Duration,
+    took: Duration,
     bytes: u64,
     events: u64,
 }
 
 impl Drained {
-    fn new(now: Duration) -> Drained {
-        let (bytes_rate, events_rate) = (0.0, 0.0);
-        Drained { bytes_rate, events_rate, since: now, bytes: 0, events: 0 }
-    }
-
-    /// Nothing was there to apply until now.
-    fn begin(&mut self, now: Duration) {
-        (self.since, self.bytes, self.events) = (now, 0, 0);
-    }
-
-    fn note(&mut self, now: Duration, bytes: u64, events: u64) {
+    fn note(&mut self, took: Duration, bytes: u64, events: u64) {
+        self.took += took;
         (self.bytes, self.events) = (self.bytes + bytes, self.events + events);
-        let took = now.saturating_sub(self.since);
-        if took < MEASURE {
+        if self.took < MEASURE {
             return;
         }
-        let seconds = took.as_secs_f64();
+        let seconds = self.took.as_secs_f64();
         let smooth = |old: f64, count: u64| {
             let sample = count as f64 / seconds;
             if old == 0.0 { sample } else { 0.7 * old + 0.3 * sample }
         };
         self.bytes_rate = smooth(self.bytes_rate, self.bytes);
         self.events_rate = smooth(self.events_rate, self.events);
-        (self.since, self.bytes, self.events) = (now, 0, 0);
+        (self.took, self.bytes, self.events) = (Duration::ZERO, 0, 0);
     }
 }
 
 impl State {
-    fn new(now: Duration, options: &IngestOptions, applied: SeqNo) -> State {
+    fn new(options: &IngestOptions, applied: SeqNo) -> State {
         State {
             closing: false,
             stopped: false,
@@ -159,7 +150,7 @@ impl State {
             failure: None,
             drain_rate: options.drain_rate,
             applied,
-            drained: Drained::new(now),
+            drained: Drained::default(),
             full_since: None,
             full_time: Duration::ZERO,
             marks: VecDeque::new(),
@@ -186,7 +177,7 @@ impl Queue {
     pub fn new(parts: Parts) -> Queue {
         let engine = parts.db.engine();
         let now = engine.runtime.now();
-        let mut state = State::new(now, &parts.options, parts.applied);
+        let mut state = State::new(&parts.options, parts.applied);
         let mut oldest_ns = u64::MAX;
         if parts.log.backlog_bytes() > 0 {
             state.marks.push_back((parts.log.pipeline.ring.copied(), now));
@@ -329,10 +320,10 @@ impl Queue {
             Duration::ZERO => self.drain_time(state, log.backlog_bytes()),
             time => time,
         };
-        // An eighth more: who comes too early is told to wait again, who comes late loses little.
-        let usual = usual + usual / 8;
+        // A half more: who comes too early is told to wait again, who comes late loses little.
+        let usual = usual + usual / 2;
         // What takes longer than usual may well take so much longer again.
-        let left = usual.checked_sub(took).unwrap_or_else(|| (took - usual).max(usual / 2));
+        let left = usual.checked_sub(took).unwrap_or(took);
         left.clamp(RETRY_MIN, RETRY_MAX)
     }
 
@@ -380,7 +371,6 @@ impl Queue {
         self.mark_due_ns.store((now + step).as_nanos() as u64, Ordering::Relaxed);
         if state.marks.is_empty() {
             self.oldest_ns.store(now.as_nanos() as u64, Ordering::Relaxed);
-            state.drained.begin(now);
         }
         if state.marks.back().is_none_or(|(last, _)| *last < end) {
             state.marks.push_back((end, now));
@@ -395,8 +385,8 @@ impl Queue {
 
     // The consumer.
 
-    /// Everything before `lsn`, and through event `number`, is applied.
-    pub fn note_applied(&self, log: &EventLog, lsn: Lsn, number: SeqNo) {
+    /// Everything before `lsn`, and through event `number`, is applied; the last of it took so long.
+    pub fn note_applied(&self, log: &EventLog, lsn: Lsn, number: SeqNo, took: Duration) {
         let now = self.now();
         let bytes = lsn.0 - log.applied().0;
         log.set_applied(lsn);
@@ -404,7 +394,7 @@ impl Queue {
         let events = number.0 - state.applied.0;
         state.failure = None;
         state.applied = number;
-        state.drained.note(now, bytes, events);
+        state.drained.note(took, bytes, events);
         while state.marks.front().is_some_and(|(end, _)| *end <= lsn) {
             state.marks.pop_front();
         }
@@ -439,7 +429,7 @@ impl Queue {
         if has_room || log.backlog_bytes() == 0 {
             self.is_full.store(false, Ordering::Relaxed);
             let took = now.saturating_sub(state.full_since.take().unwrap_or(now));
-            state.full_time = took.max((state.full_time * 7 + took) / 8);
+            state.full_time = took.max((state.full_time * 15 + took) / 16);
         }
     }
 

@@ -51,7 +51,8 @@ fn produce(queue: &IngestQueue, watch: &Watch, producer: u64) {
     }
 }
 
-/// Three producers; then the queue is dropped with events in it, and opened again, and closed.
+/// Three producers; then the queue is dropped with events in it, opened again, closed, and
+/// opened a third time.
 fn moments(seed: u64) -> Vec<Moment> {
     moments_of(seed, |db: &Db, runtime: &Runtime, watch: &Watch| {
         let queue = std::sync::Arc::new(open(db));
@@ -66,6 +67,9 @@ fn moments(seed: u64) -> Vec<Moment> {
         queue.flush().unwrap();
         db.flush().unwrap();
         queue.close().unwrap();
+        drop(queue);
+        // On the first side again, under names that were there before.
+        drop(open(db));
     })
 }
 
