@@ -1,4 +1,5 @@
-//! The toolkit beside the plain verbs: idempotent and conditional commits, batching, coalescing.
+//! The toolkit beside the plain verbs: idempotent and conditional commits, batching, coalescing,
+//! ingest.
 //!
 //! `cargo bench --features testing --bench toolkit`
 
@@ -7,8 +8,8 @@ use std::path::Path;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use esker::{
-    Batcher, BatcherOptions, Coalescer, CoalescerOptions, Compression, Counter, Db, Durability,
-    EventId, KeyspaceOptions,
+    Batch, Batcher, BatcherOptions, Coalescer, CoalescerOptions, Compression, Counter, Db,
+    Durability, Event, EventId, IngestOptions, IngestQueue, KeyspaceOptions,
 };
 
 const VALUE: [u8; 100] = [b'v'; 100];
@@ -134,5 +135,71 @@ fn coalescing(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, once, batching, coalescing);
+/// Events of 100 bytes: accepted, and drained beside the same puts in plain batches.
+fn ingest(criterion: &mut Criterion) {
+    const EVENTS: u64 = 100_000;
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let db = open(dir.path());
+    let into = db.clone();
+    let handler = move |events: &[Event<'_>], batch: &mut Batch| {
+        events.iter().for_each(|event| _ = batch.put(&into, event.key, event.bytes));
+        Ok(())
+    };
+    let queue = IngestQueue::open(&db, "events", IngestOptions::default(), handler).unwrap();
+    let mut number = 0;
+    let mut group = criterion.benchmark_group("ingest");
+    group.throughput(Throughput::Elements(EVENTS)).sample_size(10);
+    group.bench_function("accept", |bencher| {
+        queue.set_drain_rate(Some(0));
+        let mut push = |_| {
+            number += 1;
+            queue.push(id(number), VALUE).unwrap();
+        };
+        bencher.iter_custom(|rounds| {
+            let mut took = std::time::Duration::ZERO;
+            for _ in 0..rounds {
+                let began = std::time::Instant::now();
+                (0..EVENTS).for_each(&mut push);
+                took += began.elapsed();
+                queue.set_drain_rate(None);
+                queue.flush().unwrap();
+                queue.set_drain_rate(Some(0));
+            }
+            took
+        });
+        queue.set_drain_rate(None);
+    });
+    let mut number = u64::from(u32::MAX);
+    group.bench_function("drain", |bencher| {
+        bencher.iter_custom(|rounds| {
+            let mut took = std::time::Duration::ZERO;
+            for _ in 0..rounds {
+                queue.set_drain_rate(Some(0));
+                for _ in 0..EVENTS {
+                    number += 1;
+                    queue.push(id(number), VALUE).unwrap();
+                }
+                let began = std::time::Instant::now();
+                queue.set_drain_rate(None);
+                queue.flush().unwrap();
+                took += began.elapsed();
+            }
+            took
+        });
+    });
+    group.bench_function("the same in plain batches of 1000", |bencher| {
+        bencher.iter(|| {
+            for _ in 0..EVENTS / 1000 {
+                let mut batch = db.batch();
+                for _ in 0..1000 {
+                    number += 1;
+                    batch.put(&db, id(number), VALUE);
+                }
+                batch.commit().unwrap();
+            }
+        });
+    });
+}
+
+criterion_group!(benches, once, batching, coalescing, ingest);
 criterion_main!(benches);

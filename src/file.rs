@@ -8,6 +8,7 @@
 //! 000009.table            sorted table
 //! *.tmp                   being written; removed at open
 //! lost/                   files that a salvage or repair gave up; never read
+//! queues/NAME/            an ingest queue: LOCK, and logs in a/ or b/
 //!
 //! header, 128 bytes, at offset 0 of every log, table and manifest
 //!   offset  size  field
@@ -82,6 +83,8 @@ pub const CURRENT: &str = "CURRENT";
 pub const LOCK: &str = "LOCK";
 /// Name of the directory for what a salvage or repair gave up.
 pub const LOST: &str = "lost";
+/// Name of the directory for the logs of ingest queues.
+pub const QUEUES: &str = "queues";
 /// Ending of files that are being written and are removed at open.
 pub const TEMPORARY_ENDING: &str = ".tmp";
 

@@ -65,8 +65,13 @@ pub use crate::read::scan::{Cursor, Entry, Iter};
 pub use crate::slice::Slice;
 pub use crate::toolkit::batcher::{Batcher, BatcherOptions, ItemTicket};
 pub use crate::toolkit::coalescer::{Coalescer, CoalescerOptions};
-pub use crate::write::breaker::BreakerState;
-pub use crate::write::pressure::StallStats;
+pub use crate::toolkit::ingest::IngestQueue;
+pub use crate::toolkit::ingest::consumer::{Event, HandlerResult};
+pub use crate::toolkit::ingest::dead::DeadLetter;
+pub use crate::toolkit::ingest::options::IngestOptions;
+pub use crate::toolkit::ingest::stats::QueueStats;
+pub use crate::write::breaker::{BreakerChange, BreakerState, BreakerWatch};
+pub use crate::write::pressure::{Pressure, StallStats};
 pub use crate::write::ticket::Ticket;
 
 /// What the benches reach of the inside; no part of the API.

@@ -343,20 +343,47 @@ impl Batch {
         self.once(event, durability, Patience::None)
     }
 
+    /// [`Batch::commit_once`] that waits at most so long for the disk to keep up; the batch then still
+    /// has its operations.
+    ///
+    /// # Errors
+    /// As [`Batch::try_commit_once`].
+    pub fn commit_once_within(&mut self, event: EventId<'_>, wait: Duration) -> Result<Outcome> {
+        let engine = &self.handle.engine;
+        let (durability, patience) = (engine.options.durability, engine.deadline(wait));
+        self.once(event, durability, patience)
+    }
+
+    /// [`Batch::commit_once`] without waiting until it is acknowledged: the outcome is known at once,
+    /// and the ticket tells when it, the first time of a duplicate too, has the durability that the
+    /// database was opened with.
+    ///
+    /// # Errors
+    /// As [`Batch::commit_once`], for what is known at once.
+    pub fn commit_once_async(&mut self, event: EventId<'_>) -> Result<(Outcome, Ticket)> {
+        let durability = self.handle.engine.options.durability;
+        let (once, user_bytes) = self.submit_once(event, Patience::Wait)?;
+        let engine = &self.handle.engine;
+        let (outcome, place) = match once {
+            Once::Placed(place) => {
+                engine.charge(user_bytes, Patience::Wait);
+                (Outcome::Applied { seqno: place.last_seqno.0 }, place)
+            }
+            // It is published, so its record lies before this.
+            Once::Duplicate(first) => {
+                (Outcome::Duplicate { seqno: first.0 }, engine.pipeline.ring.published_place())
+            }
+        };
+        Ok((outcome, Ticket::new(engine.pipeline.clone(), place, durability)))
+    }
+
     fn once(
         &mut self,
         event: EventId<'_>,
         durability: Durability,
         patience: Patience,
     ) -> Result<Outcome> {
-        if let Some(fault) = &self.fault {
-            return Err(fault.duplicate());
-        }
-        let Batch { builder, trees, guards, .. } = self;
-        let draft = Draft { builder, trees, guards, patience };
-        let once = self.handle.engine.write_once(&event, draft)?;
-        let user_bytes = self.user_bytes;
-        self.clear();
+        let (once, user_bytes) = self.submit_once(event, patience)?;
         let engine = &self.handle.engine;
         match once {
             Once::Placed(place) => {
@@ -371,6 +398,20 @@ impl Batch {
                 Ok(Outcome::Duplicate { seqno: first.0 })
             }
         }
+    }
+
+    /// Gives the batch and its token their place in the order, unless the token is there; and the
+    /// bytes to be paid for.
+    fn submit_once(&mut self, event: EventId<'_>, patience: Patience) -> Result<(Once, u64)> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.duplicate());
+        }
+        let Batch { builder, trees, guards, .. } = self;
+        let draft = Draft { builder, trees, guards, patience };
+        let once = self.handle.engine.write_once(&event, draft)?;
+        let user_bytes = self.user_bytes;
+        self.clear();
+        Ok((once, user_bytes))
     }
 
     fn commit_as(&mut self, durability: Durability, patience: Patience) -> Result<()> {

@@ -33,7 +33,7 @@ use crate::snapshots::{Reading, Snapshots};
 use crate::table::BlockCache;
 use crate::tree::{Tree, View};
 use crate::write::commit::{Memtables, Pipeline, Supplies};
-use crate::write::pressure::{Measures, Patience, Pressure};
+use crate::write::pressure::{Measures, Patience, Throttle};
 use crate::write::ring::Place;
 use crate::write::stamps::Check;
 
@@ -57,7 +57,7 @@ pub(crate) struct Engine {
     pub snapshots: Snapshots,
     /// The numbers of reads under way, which want only memtables to keep what they see.
     pub readers: Arc<Snapshots>,
-    pub pressure: Pressure,
+    pub pressure: Throttle,
     pub catalog: Mutex<Catalog>,
     /// The keyspaces that are not dropped. Replaced under the catalog lock.
     pub trees: ArcSwap<Vec<Arc<Tree>>>,
@@ -154,7 +154,7 @@ impl Engine {
             pipeline: Arc::new(parts.pipeline),
             snapshots: Snapshots::default(),
             readers: Arc::default(),
-            pressure: Pressure::new(parts.runtime.clone()),
+            pressure: Throttle::new(parts.runtime.clone()),
             runtime: parts.runtime,
             catalog: Mutex::new(parts.catalog),
             trees: ArcSwap::from_pointee(parts.trees),
@@ -318,8 +318,8 @@ impl Engine {
         check: Option<&Check>,
         insert: impl FnOnce(SeqNo, &Memtables, &[u8]),
     ) -> Result<Option<Place>> {
-        self.pressure.admit(patience)?;
         let record_bytes = payload.region().len() as u64;
+        self.pressure.admit(record_bytes, patience)?;
         let Some(place) = self.pipeline.submit(self, payload, trees, check, insert)? else {
             return Ok(None);
         };

@@ -44,7 +44,8 @@ use crate::loss::Loss;
 use crate::manifest::edit::Edit;
 use crate::options::{Compression, Durability, Filter, Options, ReadMode, Recovery, TokenWindow};
 use crate::runtime::{Mutex, Runtime, Task};
-use crate::write::breaker::BreakerState;
+use crate::write::breaker::{BreakerState, BreakerWatch};
+use crate::write::pressure::Pressure;
 
 /// An open database. Cheap to clone; all clones are the same database.
 ///
@@ -193,6 +194,18 @@ impl Db {
         self.engine().pipeline.breaker.state()
     }
 
+    /// Hears of every change of [`Db::breaker`] from now on.
+    #[must_use]
+    pub fn watch_breaker(&self) -> BreakerWatch {
+        self.engine().pipeline.breaker.changes.watch()
+    }
+
+    /// How close writers are to outrunning the disk, and what they may write.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        self.engine().pressure.pressure()
+    }
+
     /// Takes writes again after a failure of the disk, once its cause is gone.
     ///
     /// Everything that readers see is written from memory into new tables and a new manifest, in
@@ -266,6 +279,7 @@ impl Handle {
         for task in std::mem::take(&mut *self.tasks.lock()) {
             task.join();
         }
+        engine.pipeline.breaker.changes.end();
     }
 }
 

@@ -90,6 +90,7 @@ impl fmt::Display for Call<'_> {
 pub struct Select {
     name: Option<&'static str>,
     file: Option<String>,
+    within: Option<String>,
     site: Option<&'static str>,
 }
 
@@ -112,6 +113,12 @@ impl Select {
         Select { file: Some(part.to_owned()), ..self }
     }
 
+    /// Calls about a file or directory whose whole path contains this: `"queues/orders"`.
+    #[must_use]
+    pub fn within(self, part: &str) -> Select {
+        Select { within: Some(part.to_owned()), ..self }
+    }
+
     /// Calls from the place in the engine that has this name; see [`crate::fs::site`].
     #[must_use]
     pub fn site(self, site: &'static str) -> Select {
@@ -123,6 +130,7 @@ impl Select {
     pub fn matches(&self, call: &Call<'_>) -> bool {
         self.name.is_none_or(|name| name == call.name)
             && self.file.as_ref().is_none_or(|part| call.file_name().contains(part))
+            && self.within.as_ref().is_none_or(|part| call.path.to_string_lossy().contains(part))
             && self.site.is_none_or(|site| Some(site) == current_site())
     }
 }

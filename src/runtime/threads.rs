@@ -29,6 +29,7 @@ pub(crate) fn spawn(
 
 #[cfg(test)]
 mod tests {
+    use crate::runtime::threads::NICE_OF_BACKGROUND;
     use crate::runtime::{Condvar, Mutex, Priority, Runtime};
     use std::sync::Arc;
     use std::time::Duration;

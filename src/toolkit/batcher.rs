@@ -29,7 +29,7 @@ use crate::error::{BusyCause, Error, ErrorKind, Result};
 use crate::operator::Operand;
 use crate::options::Durability;
 use crate::runtime::{Condvar, Mutex, MutexGuard, Priority, Task};
-use crate::write::pressure::Patience;
+use crate::write::pressure::{Patience, Pressure};
 
 /// Choices for a [`Batcher`]. Make one with `default()` and change fields.
 #[derive(Clone, Debug)]
@@ -97,6 +97,12 @@ struct State {
     failure: Option<Error>,
     /// How long a commit takes, smoothed.
     commit_time: Duration,
+    /// When the one under way began, if one is, and whether somebody was refused meanwhile.
+    commit_began: Option<Duration>,
+    has_refused: bool,
+    /// How long those took during which somebody was refused: about the longest of late. They are
+    /// the ones that the database held back, and far longer than most.
+    full_time: Duration,
     /// An emptied batch, kept for its memory.
     spare: Option<Batch>,
     closed: bool,
@@ -233,6 +239,13 @@ impl Batcher {
         state.failure.take().map_or(Ok(()), Err)
     }
 
+    /// How full it is, or how close the database is to being outrun, whichever is more.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        let pending = self.pending().1 as f64 / self.shared.options.pending_bytes_max as f64;
+        self.shared.db.pressure().behind_queue(pending)
+    }
+
     /// Items and their bytes that were added and are not committed.
     #[must_use]
     pub fn pending(&self) -> (u64, usize) {
@@ -273,7 +286,7 @@ impl Shared {
         while state.pending_bytes > 0
             && state.pending_bytes + bytes > self.options.pending_bytes_max
         {
-            let retry_after = self.retry_after(&state);
+            let retry_after = self.retry_after(&mut state);
             match patience {
                 Patience::Wait => self.settled.wait(&mut state),
                 Patience::None => return Err(Error::busy(BusyCause::Queue, retry_after)),
@@ -313,10 +326,22 @@ impl Shared {
         group.ends.len() >= self.options.count_max || group.batch.bytes() >= self.options.bytes_max
     }
 
-    /// Until the group being committed has ended there will be no room.
-    fn retry_after(&self, state: &State) -> Duration {
-        let lingering = if state.groups.len() > 1 { Duration::ZERO } else { self.options.linger };
-        (state.commit_time + lingering).max(Duration::from_micros(100))
+    /// Until the group being committed has ended there will be no room: the time that is left of it,
+    /// and a half more, so that everybody who was refused meanwhile comes when there is room again.
+    fn retry_after(&self, state: &mut State) -> Duration {
+        state.has_refused = true;
+        let usual = state.commit_time.max(state.full_time);
+        let usual = usual + usual / 2;
+        let left = match state.commit_began {
+            Some(began) => {
+                let took = self.db.engine().runtime.now().saturating_sub(began);
+                // What takes longer than usual may well take so much longer again.
+                usual.checked_sub(took).unwrap_or(took)
+            }
+            None if state.groups.len() > 1 => usual,
+            None => usual + self.options.linger,
+        };
+        left.max(Duration::from_micros(100))
     }
 
     /// Commits groups until the batcher closes and none is left.
@@ -327,9 +352,14 @@ impl Shared {
             let (count, bytes) = (group.ends.len() as u64, group.bytes);
             let runtime = &self.db.engine().runtime;
             let began = runtime.now();
+            self.state.lock().commit_began = Some(began);
             let (batch, failure) = self.commit(group);
             let took = runtime.now().saturating_sub(began);
             state = self.state.lock();
+            state.commit_began = None;
+            if std::mem::take(&mut state.has_refused) {
+                state.full_time = took.max((state.full_time * 15 + took) / 16);
+            }
             state.commit_time = (state.commit_time * 3 + took) / 4;
             state.pending_bytes -= bytes;
             state.settled_count += count;

@@ -41,7 +41,7 @@ use crate::options::Durability;
 use crate::read::get::fold;
 use crate::runtime::{Condvar, Mutex, Priority, Task};
 use crate::slice::Slice;
-use crate::write::pressure::Patience;
+use crate::write::pressure::{Patience, Pressure};
 
 /// Enough that as many threads rarely meet; each is locked for some 20 ns.
 const SHARDS: usize = 16;
@@ -141,6 +141,13 @@ struct State {
     wanted_count: u64,
     flushed_count: u64,
     failure: Option<Error>,
+    /// How long a turn takes, smoothed, and when the one under way began, if one is.
+    turn_time: Duration,
+    turn_began: Option<Duration>,
+    /// Whether somebody was refused meanwhile, and how long turns took during which that was so:
+    /// about the longest of late. They are the ones that the database held back.
+    has_refused: bool,
+    full_time: Duration,
     closed: bool,
 }
 
@@ -256,6 +263,13 @@ impl Coalescer {
         state.failure.take().map_or(Ok(()), Err)
     }
 
+    /// How full it is, or how close the database is to being outrun, whichever is more.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        let pending = self.pending().1 as f64 / (2 * self.shared.options.bytes_max) as f64;
+        self.shared.db.pressure().behind_queue(pending)
+    }
+
     /// Keys that have something pending, and the bytes that takes, without what is being written.
     #[must_use]
     pub fn pending(&self) -> (usize, usize) {
@@ -354,20 +368,33 @@ impl Shared {
         }
         let mut state = self.state.lock();
         while !has_room() {
-            let busy = || Error::busy(BusyCause::Queue, RETRY);
+            let busy = |state: &mut State| Error::busy(BusyCause::Queue, self.retry_after(state));
             match patience {
                 Patience::Wait => _ = self.ended.wait_for(&mut state, RETRY),
-                Patience::None => return Err(busy()),
+                Patience::None => return Err(busy(&mut state)),
                 Patience::Until(deadline) => {
                     let left = deadline.saturating_sub(self.db.engine().runtime.now());
                     if left.is_zero() {
-                        return Err(busy());
+                        return Err(busy(&mut state));
                     }
                     self.ended.wait_for(&mut state, left.min(RETRY));
                 }
             }
         }
         Ok(())
+    }
+
+    /// When the next turn will take everything out: once the one under way has ended, and a half of
+    /// its time later.
+    fn retry_after(&self, state: &mut State) -> Duration {
+        state.has_refused = true;
+        let Some(began) = state.turn_began else { return RETRY };
+        let usual = state.turn_time.max(state.full_time);
+        let usual = usual + usual / 2;
+        let took = self.db.engine().runtime.now().saturating_sub(began);
+        // What takes longer than usual may well take so much longer again.
+        let left = usual.checked_sub(took).unwrap_or(took);
+        left.max(Duration::from_micros(100))
     }
 
     // Reads.
@@ -412,10 +439,21 @@ impl Shared {
         let mut batch = self.db.batch();
         let mut is_stuck = false;
         while let Some(wanted) = self.wait_due(is_stuck) {
+            let runtime = &self.db.engine().runtime;
+            let began_at = runtime.now();
+            self.state.lock().turn_began = Some(began_at);
             let began = self.begin_turn(&mut batch);
+            // There is room again.
+            self.ended.notify_all();
             let committed = self.commit_turn(&mut batch);
             is_stuck = self.turn.lock().under_way.is_some();
+            let took = runtime.now().saturating_sub(began_at);
             let mut state = self.state.lock();
+            state.turn_time = (state.turn_time * 3 + took) / 4;
+            state.turn_began = None;
+            if std::mem::take(&mut state.has_refused) {
+                state.full_time = took.max((state.full_time * 15 + took) / 16);
+            }
             match committed {
                 // What is pending beside a turn that was stuck comes with the next one.
                 Ok(()) if !began => {}

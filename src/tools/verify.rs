@@ -25,7 +25,7 @@ use bytes::Bytes;
 use crate::batch::Operations;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{
-    self, CURRENT, FileHeader, FileKind, FileNumber, LOCK, LOST, Lsn, TEMPORARY_ENDING,
+    self, CURRENT, FileHeader, FileKind, FileNumber, LOCK, LOST, Lsn, QUEUES, TEMPORARY_ENDING,
 };
 use crate::fs::{Fs, RealFs};
 use crate::key::SeqNo;
@@ -408,8 +408,7 @@ impl Check<'_> {
                     }
                 }
                 Some((FileKind::Log, _)) => {}
-                None if name == CURRENT || name == LOCK || name == LOST || name == "lost+found" => {
-                }
+                None if [CURRENT, LOCK, LOST, QUEUES, "lost+found"].contains(&name.as_str()) => {}
                 None if name.ends_with(TEMPORARY_ENDING) => {
                     self.remark(&path, 0, "was being written; the next open removes it");
                 }

@@ -12,10 +12,17 @@
 //! A full disk heals itself: the background work probes for free space and closes the breaker.
 //! Everything else needs `Db::resume`, and corruption needs a person.
 
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use crate::error::{DegradedCause, Error, ErrorKind, Result};
-use crate::runtime::Mutex;
+use crate::runtime::{Condvar, Mutex};
+
+/// Changes that are kept for those who watch and are slow.
+const CHANGES_MAX: usize = 256;
 
 /// Whether writes are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +37,125 @@ pub enum BreakerState {
     HalfOpen,
 }
 
+/// A change of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BreakerChange {
+    /// The state from then on.
+    pub state: BreakerState,
+    /// What failed, unless it closed.
+    pub cause: Option<DegradedCause>,
+}
+
+/// Hears of every change of a breaker from the moment that it was made, in order and without
+/// polling: as an iterator it waits for the next one, and ends when what it watches is closed. It
+/// keeps nothing open.
+///
+/// Who is more than 256 changes behind misses the oldest.
+pub struct BreakerWatch {
+    changes: Arc<Changes>,
+    /// The number of the next change.
+    next: u64,
+}
+
+/// The changes of a breaker, for those who watch it.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    history: Mutex<History>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    /// The last ones.
+    list: VecDeque<BreakerChange>,
+    /// How many there were.
+    count: u64,
+    ended: bool,
+}
+
+impl Changes {
+    /// A watch from now on.
+    pub fn watch(self: &Arc<Changes>) -> BreakerWatch {
+        let next = self.history.lock().count;
+        BreakerWatch { changes: self.clone(), next }
+    }
+
+    /// Notes how a breaker is now, if that is a change.
+    pub fn note(&self, state: BreakerState, cause: Option<DegradedCause>) {
+        let change = BreakerChange { state, cause };
+        let mut history = self.history.lock();
+        let before = history.list.back().copied();
+        let closed = BreakerChange { state: BreakerState::Closed, cause: None };
+        if before.unwrap_or(closed) == change {
+            return;
+        }
+        if history.list.len() == CHANGES_MAX {
+            history.list.pop_front();
+        }
+        history.list.push_back(change);
+        history.count += 1;
+        self.changed.notify_all();
+    }
+
+    /// There will be no more changes.
+    pub fn end(&self) {
+        self.history.lock().ended = true;
+        self.changed.notify_all();
+    }
+}
+
+impl BreakerWatch {
+    /// The next change if there is one already.
+    pub fn try_next(&mut self) -> Option<BreakerChange> {
+        let changes = self.changes.clone();
+        self.take(&changes.history.lock())
+    }
+
+    /// The next change, if there is one within this time; `None` also once what it watches is closed.
+    pub fn next_within(&mut self, wait: Duration) -> Option<BreakerChange> {
+        self.wait(Some(wait))
+    }
+
+    fn take(&mut self, history: &History) -> Option<BreakerChange> {
+        let first = history.count - history.list.len() as u64;
+        self.next = self.next.max(first);
+        let change = history.list.get((self.next - first) as usize).copied();
+        self.next += u64::from(change.is_some());
+        change
+    }
+
+    fn wait(&mut self, wait: Option<Duration>) -> Option<BreakerChange> {
+        let changes = self.changes.clone();
+        let mut history = changes.history.lock();
+        let mut is_over = false;
+        loop {
+            let change = self.take(&history);
+            if change.is_some() || history.ended || is_over {
+                return change;
+            }
+            match wait {
+                None => changes.changed.wait(&mut history),
+                Some(wait) => is_over = changes.changed.wait_for(&mut history, wait),
+            }
+        }
+    }
+}
+
+impl Iterator for BreakerWatch {
+    type Item = BreakerChange;
+
+    fn next(&mut self) -> Option<BreakerChange> {
+        self.wait(None)
+    }
+}
+
+impl fmt::Debug for BreakerWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BreakerWatch(next: {})", self.next)
+    }
+}
+
 const CLOSED: u8 = 0;
 const OPEN: u8 = 1;
 const HALF_OPEN: u8 = 2;
@@ -40,6 +166,7 @@ pub(crate) struct Breaker {
     /// Written under the lock of `inner` only.
     state: AtomicU8,
     inner: Mutex<Inner>,
+    pub changes: Arc<Changes>,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +191,17 @@ impl Failure {
 }
 
 impl Breaker {
+    /// A closed breaker whose changes go on those of another one, which it replaces.
+    pub fn continuing(changes: Arc<Changes>) -> Breaker {
+        Breaker { changes, ..Breaker::default() }
+    }
+
+    /// Sets the state; call it under the lock of `inner`, which is this.
+    fn set(&self, inner: &Inner, state: u8) {
+        self.state.store(state, Ordering::Release);
+        self.changes.note(state_of(state), inner.failure.as_ref().map(|failure| failure.cause));
+    }
+
     /// # Errors
     /// `Degraded` or `NoSpace` unless the breaker is closed.
     #[inline]
@@ -96,7 +234,7 @@ impl Breaker {
         if replace {
             inner.failure = Some(Failure { cause, error: error.duplicate() });
         }
-        self.state.store(OPEN, Ordering::Release);
+        self.set(&inner, OPEN);
     }
 
     /// Begins a repair. `None` if the breaker is closed or a repair is under way.
@@ -107,7 +245,7 @@ impl Breaker {
         }
         let cause = inner.failure.as_ref().map(|failure| failure.cause)?;
         inner.repairing = true;
-        self.state.store(HALF_OPEN, Ordering::Release);
+        self.set(&inner, HALF_OPEN);
         Some(cause)
     }
 
@@ -115,7 +253,7 @@ impl Breaker {
     pub fn half_open_again(&self) -> Option<DegradedCause> {
         let inner = self.inner.lock();
         assert!(inner.repairing, "a repair is under way");
-        self.state.store(HALF_OPEN, Ordering::Release);
+        self.set(&inner, HALF_OPEN);
         inner.failure.as_ref().map(|failure| failure.cause)
     }
 
@@ -123,7 +261,7 @@ impl Breaker {
     pub fn reopen(&self) {
         let mut inner = self.inner.lock();
         inner.repairing = false;
-        self.state.store(OPEN, Ordering::Release);
+        self.set(&inner, OPEN);
     }
 
     /// The repair has succeeded: writes are taken again, and it is true, unless something failed
@@ -134,7 +272,7 @@ impl Breaker {
         let closes = self.state.load(Ordering::Acquire) == HALF_OPEN;
         if closes {
             inner.failure = None;
-            self.state.store(CLOSED, Ordering::Release);
+            self.set(&inner, CLOSED);
         }
         closes
     }
@@ -146,7 +284,7 @@ impl Breaker {
         let heals = inner.failure.as_ref().is_some_and(is_full) && !inner.repairing;
         if heals {
             inner.failure = None;
-            self.state.store(CLOSED, Ordering::Release);
+            self.set(&inner, CLOSED);
         }
         heals
     }
@@ -154,12 +292,18 @@ impl Breaker {
     /// State, and the cause unless closed.
     pub fn state(&self) -> (BreakerState, Option<DegradedCause>) {
         let inner = self.inner.lock();
-        let state = match self.state.load(Ordering::Acquire) {
-            CLOSED => BreakerState::Closed,
-            OPEN => BreakerState::Open,
-            _ => BreakerState::HalfOpen,
-        };
-        (state, inner.failure.as_ref().map(|failure| failure.cause))
+        (
+            state_of(self.state.load(Ordering::Acquire)),
+            inner.failure.as_ref().map(|failure| failure.cause),
+        )
+    }
+}
+
+fn state_of(state: u8) -> BreakerState {
+    match state {
+        CLOSED => BreakerState::Closed,
+        OPEN => BreakerState::Open,
+        _ => BreakerState::HalfOpen,
     }
 }
 
@@ -223,5 +367,31 @@ mod tests {
         breaker.open(DegradedCause::NoSpace, &full());
         assert!(breaker.close_if_no_space());
         assert!(breaker.check().is_ok());
+    }
+
+    #[test]
+    fn a_watch_hears_every_change_in_order() {
+        let breaker = Breaker::default();
+        let mut early = breaker.changes.watch();
+        breaker.open(DegradedCause::LogSync, &failure());
+        breaker.open(DegradedCause::LogSync, &failure());
+        let mut late = breaker.changes.watch();
+        breaker.half_open();
+        breaker.reopen();
+        breaker.half_open();
+        breaker.close();
+        let all: Vec<_> = std::iter::from_fn(|| early.try_next()).map(|c| c.state).collect();
+        let [open, half] = [BreakerState::Open, BreakerState::HalfOpen];
+        assert_eq!(all, [open, half, open, half, BreakerState::Closed]);
+        assert_eq!(late.try_next().unwrap().cause, Some(DegradedCause::LogSync));
+        assert_eq!(late.next_within(Duration::ZERO).unwrap().state, open);
+        breaker.changes.end();
+        assert_eq!(late.map(|c| c.state).collect::<Vec<_>>(), [half, BreakerState::Closed]);
+        assert_eq!(early.next(), None);
+        for _ in 0..CHANGES_MAX {
+            breaker.open(DegradedCause::NoSpace, &full());
+            assert!(breaker.close_if_no_space());
+        }
+        assert_eq!(early.count(), CHANGES_MAX, "the oldest are missed");
     }
 }

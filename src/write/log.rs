@@ -234,6 +234,12 @@ impl Logs {
         Ok(())
     }
 
+    /// True if [`Logs::forget_before`] would forget a file.
+    pub fn has_before(&self, needed_from: Lsn) -> bool {
+        let state = self.state.lock();
+        state.live.front().is_some_and(|log| log.end.is_some_and(|end| end <= needed_from))
+    }
+
     /// Forgets the files that lie wholly before `needed_from`, and returns their numbers for
     /// removal.
     pub fn forget_before(&self, needed_from: Lsn) -> Vec<FileNumber> {

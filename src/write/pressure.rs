@@ -19,7 +19,15 @@
 //! - Every commit charges one virtual clock, also of short-lived writers and of asynchronous
 //!   commits; who finds the clock ahead by a grain or more waits until it is reached. Writers pay
 //!   after their commit, outside every lock.
+//! - Who may not wait is refused while the clock is ahead, and told when to come back: a *slot*, after
+//!   what is written is paid for and after the slots of those who were refused before. Without the
+//!   latter all would come back at once, and all but the first be refused again. A slot that is due
+//!   is honoured for whoever comes; others are let in only where they fit before the next one.
+//! - Close to x = 1 the clock says little, since the rate is about to rise again: there the slots
+//!   begin when the pressure will have eased, as long as that usually takes.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -28,6 +36,16 @@ use crate::runtime::{Condvar, Mutex, Runtime};
 
 /// Nobody waits for less: sleeping costs about 60 µs by itself.
 const GRAIN: Duration = Duration::from_micros(100);
+/// A slot is kept so long after its time. Who comes later is as good as new.
+const SLOT_KEPT: Duration = Duration::from_millis(20);
+/// Nobody's slot is later than so long after what is written is paid for, and there are no more of
+/// them: others may have been refused and not come back.
+const SLOTS_SPAN: Duration = Duration::from_secs(1);
+const SLOTS_MAX: usize = 4096;
+/// Below this part of the sustainable rate, the time until the pressure eases is told. x is 0.96.
+const TIGHT: f64 = 0.25;
+/// How long that takes before anything was measured.
+const EASES_PRIOR: Duration = Duration::from_millis(20);
 /// At least so often a sleeping writer looks whether the pressure has eased.
 const SLEEP_MAX: Duration = Duration::from_millis(20);
 /// S before anything was measured, and the least it is believed to be, in bytes a second.
@@ -117,6 +135,43 @@ pub(crate) enum Patience {
     None,
 }
 
+/// How close writers are to outrunning what is behind the entrance that was asked: the database, or a
+/// part of the toolkit in front of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Pressure {
+    /// From 0 to 1. A database slows writers down from 0.5 on; a bounded queue is full at 1.
+    pub value: f64,
+    /// What makes it, or would first.
+    pub cause: BusyCause,
+    /// Bytes a second that what is behind this entrance sustains, as measured lately; 0 if nothing
+    /// was yet.
+    pub sustainable_rate: f64,
+    /// Bytes a second that are let in now; `None` for any rate.
+    pub allowed_rate: Option<u64>,
+}
+
+impl Pressure {
+    /// With a queue in front that is full to this fraction.
+    pub(crate) fn behind_queue(self, fraction: f64) -> Pressure {
+        match fraction > self.value {
+            true => Pressure { value: fraction.min(1.0), cause: BusyCause::Queue, ..self },
+            false => self,
+        }
+    }
+}
+
+impl fmt::Display for Pressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} ({:?}); allowed ", self.value, self.cause)?;
+        match self.allowed_rate {
+            Some(rate) => write!(f, "{:.1} MB/s", rate as f64 / 1e6)?,
+            None => f.write_str("any rate")?,
+        }
+        write!(f, ", sustainable {:.1} MB/s", self.sustainable_rate / 1e6)
+    }
+}
+
 /// Time that writers spent waiting for one cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -130,7 +185,7 @@ pub struct StallStats {
 }
 
 /// See the module's comment.
-pub(crate) struct Pressure {
+pub(crate) struct Throttle {
     runtime: Runtime,
     /// Bits of an f64.
     value: AtomicU64,
@@ -146,10 +201,84 @@ pub(crate) struct Pressure {
 struct State {
     sustainable: f64,
     stalls: [StallStats; CAUSES.len()],
+    slots: Slots,
     stopped: bool,
 }
 
-/// On no disk; the order of `Pressure::stalls`.
+/// When those who were refused are to come back. Times in nanoseconds of the runtime's clock.
+#[derive(Default)]
+struct Slots {
+    /// Those to come, and those just past that nobody has taken.
+    due: VecDeque<u64>,
+    /// Where the next one may begin.
+    next: u64,
+    /// Since when the rate has been below [`TIGHT`], and how long that usually lasts.
+    tight_since: Option<u64>,
+    tight_ns: u64,
+}
+
+impl Slots {
+    /// The rate, as a part of the sustainable one, is this from now on.
+    fn note_rate(&mut self, part: f64, now: u64) {
+        match (self.tight_since, part < TIGHT) {
+            (None, true) => self.tight_since = Some(now),
+            (Some(since), false) => {
+                let took = now - since;
+                self.tight_ns =
+                    if self.tight_ns == 0 { took } else { (3 * self.tight_ns + took) / 4 };
+                self.tight_since = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// Nobody has to wait any more.
+    fn clear(&mut self) {
+        self.due.clear();
+        self.next = 0;
+    }
+
+    /// Takes a slot that is due, if there is one.
+    fn take(&mut self, now: u64) -> bool {
+        let kept = SLOT_KEPT.as_nanos() as u64;
+        while self.due.front().is_some_and(|slot| slot + kept < now) {
+            self.due.pop_front();
+        }
+        let is_due = self.due.front().is_some_and(|slot| *slot <= now);
+        if is_due {
+            self.due.pop_front();
+        }
+        is_due
+    }
+
+    /// A slot for who takes `cost_ns`, when what is written is paid for after `owed_ns`.
+    fn give(&mut self, now: u64, owed_ns: u64, cost_ns: u64) -> u64 {
+        let begins = match self.tight_since {
+            None => now + owed_ns,
+            Some(since) => {
+                let usual = match self.tight_ns {
+                    0 => EASES_PRIOR.as_nanos() as u64,
+                    // A quarter more: who comes late loses less than who comes too early.
+                    usual => usual + usual / 4,
+                };
+                let took = now - since;
+                // What takes longer than usual may well take so much longer again.
+                now + usual.checked_sub(took).unwrap_or_else(|| (took - usual).max(usual / 4))
+            }
+        };
+        let last = begins + SLOTS_SPAN.as_nanos() as u64;
+        let slot = self.next.clamp(begins, last);
+        // A tenth more than it takes: others come in between.
+        self.next = slot + cost_ns + cost_ns / 10;
+        if self.due.len() < SLOTS_MAX {
+            let at = self.due.partition_point(|other| *other <= slot);
+            self.due.insert(at, slot);
+        }
+        slot
+    }
+}
+
+/// On no disk; the order of `Throttle::stalls`.
 const CAUSES: [BusyCause; 5] = [
     BusyCause::Memory,
     BusyCause::Level0,
@@ -158,16 +287,21 @@ const CAUSES: [BusyCause; 5] = [
     BusyCause::DiskSpace,
 ];
 
-impl Pressure {
-    pub fn new(runtime: Runtime) -> Pressure {
+impl Throttle {
+    pub fn new(runtime: Runtime) -> Throttle {
         let stalls = CAUSES.map(|cause| StallStats { cause, count: 0, time: Duration::ZERO });
-        Pressure {
+        Throttle {
             runtime,
             value: AtomicU64::new(0f64.to_bits()),
             cause: AtomicU8::new(0),
             rate: AtomicU64::new(UNLIMITED),
             paid_until: AtomicU64::new(0),
-            state: Mutex::new(State { sustainable: SUSTAINABLE_PRIOR, stalls, stopped: false }),
+            state: Mutex::new(State {
+                sustainable: SUSTAINABLE_PRIOR,
+                stalls,
+                slots: Slots::default(),
+                stopped: false,
+            }),
             eased: Condvar::new(),
         }
     }
@@ -175,8 +309,13 @@ impl Pressure {
     /// Sets pressure and rate by what was just measured.
     pub fn update(&self, measures: &Measures) {
         let (x, cause) = measures.reading();
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let rate = allowed_rate(x, state.sustainable).map_or(UNLIMITED, |rate| rate as u64);
+        let part = rate as f64 / state.sustainable;
+        state.slots.note_rate(part, self.now_ns());
+        if rate == UNLIMITED {
+            state.slots.clear();
+        }
         self.value.store(x.to_bits(), Ordering::Relaxed);
         let index = CAUSES.iter().position(|c| *c == cause).expect("a known cause");
         self.cause.store(index as u8, Ordering::Relaxed);
@@ -204,6 +343,13 @@ impl Pressure {
         (f64::from_bits(self.value.load(Ordering::Relaxed)), cause)
     }
 
+    /// The same with the rates.
+    pub fn pressure(&self) -> Pressure {
+        let (value, cause) = self.reading();
+        let (sustainable_rate, allowed_rate) = (self.sustainable(), self.allowed());
+        Pressure { value, cause, sustainable_rate, allowed_rate }
+    }
+
     /// Bytes a second that the background work sustains, as measured.
     pub fn sustainable(&self) -> f64 {
         self.state.lock().sustainable
@@ -215,20 +361,20 @@ impl Pressure {
         (rate != UNLIMITED).then_some(rate)
     }
 
-    /// Before a commit: refuses it if it would have to wait longer than it may.
+    /// Before a commit of `bytes`: refuses it if it would have to wait longer than it may.
     ///
     /// # Errors
     /// `Busy`; nothing was written.
     #[inline]
-    pub fn admit(&self, patience: Patience) -> Result<()> {
+    pub fn admit(&self, bytes: u64, patience: Patience) -> Result<()> {
         if self.rate.load(Ordering::Relaxed) == UNLIMITED {
             return Ok(());
         }
-        self.admit_limited(patience)
+        self.admit_limited(bytes, patience)
     }
 
     #[cold]
-    fn admit_limited(&self, patience: Patience) -> Result<()> {
+    fn admit_limited(&self, bytes: u64, patience: Patience) -> Result<()> {
         let now = self.runtime.now();
         let owed = self.owed(now);
         let may_wait = match patience {
@@ -236,7 +382,31 @@ impl Pressure {
             Patience::Until(deadline) => deadline.saturating_sub(now),
             Patience::None => Duration::ZERO,
         };
-        if owed > may_wait.max(GRAIN) { Err(Error::busy(self.reading().1, owed)) } else { Ok(()) }
+        if !may_wait.is_zero() && owed <= may_wait {
+            return Ok(());
+        }
+        let mut state = self.state.lock();
+        let (rate, now_ns) = (self.rate.load(Ordering::Relaxed), now.as_nanos() as u64);
+        if rate > 0 && state.slots.take(now_ns) {
+            return Ok(());
+        }
+        let cost_ns = self.cost_ns(bytes);
+        let next = state.slots.due.front().copied().unwrap_or(u64::MAX);
+        if owed <= GRAIN && (next == u64::MAX || now_ns + cost_ns <= next) {
+            return Ok(());
+        }
+        let least = ((state.sustainable * TIGHT) as u64).max(1);
+        let cost_ns = cost_ns.min((bytes as f64 / least as f64 * 1e9) as u64);
+        let slot = state.slots.give(now_ns, owed.as_nanos() as u64, cost_ns);
+        let wait = Duration::from_nanos(slot.saturating_sub(now_ns)).max(GRAIN);
+        Err(Error::busy(self.reading().1, wait))
+    }
+
+    /// How far a write of `bytes` sets the clock forward.
+    fn cost_ns(&self, bytes: u64) -> u64 {
+        let rate = self.rate.load(Ordering::Relaxed).max(1);
+        // At most a second for one commit: at rate 0 waiting until it rises does the rest.
+        ((bytes as f64 / rate as f64) * 1e9).min(1e9) as u64
     }
 
     /// How far the virtual clock is ahead of `now`; at rate 0 at least a while.
@@ -261,9 +431,7 @@ impl Pressure {
 
     #[cold]
     fn pay_limited(&self, bytes: u64, patience: Patience, is_broken: &dyn Fn() -> bool) {
-        let rate = self.rate.load(Ordering::Relaxed).max(1);
-        // At most a second for one commit: at rate 0 the wait below does the rest.
-        let cost_ns = ((bytes as f64 / rate as f64) * 1e9).min(1e9) as u64;
+        let cost_ns = self.cost_ns(bytes);
         let now_ns = self.now_ns();
         let charge = |paid: u64| Some(paid.max(now_ns) + cost_ns);
         let _ = self.paid_until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge);
@@ -309,6 +477,7 @@ impl Pressure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn the_allowed_rate_has_no_cliff_and_crosses_the_sustainable_one_at_three_quarters() {
@@ -355,22 +524,66 @@ mod tests {
     }
 
     #[test]
+    fn those_who_are_refused_are_told_to_come_one_after_the_other() {
+        let pressure = Throttle::new(Runtime::alone());
+        pressure.update(&Measures { debt_bytes: 75, ..calm() });
+        let rate = pressure.allowed().unwrap();
+        assert_eq!(rate, SUSTAINABLE_PRIOR as u64, "x is 0.75");
+        // Time stands still: 10 ms of it are owed.
+        pressure.pay(rate / 100, Patience::None, || false);
+        let told = || {
+            let error = pressure.admit(rate / 1000, Patience::None).unwrap_err();
+            let ErrorKind::Busy { retry_after, .. } = error.kind() else { panic!("{error}") };
+            retry_after.as_millis()
+        };
+        assert_eq!([told(), told(), told()], [10, 11, 12]);
+        (0..2000).for_each(|_| _ = told());
+        assert_eq!(told(), 1010, "but not without bound");
+        pressure.update(&calm());
+        assert!(pressure.admit(rate, Patience::None).is_ok());
+        pressure.update(&Measures { debt_bytes: 75, ..calm() });
+        assert!(pressure.admit(rate, Patience::None).is_ok(), "nothing is owed any more");
+        pressure.pay(rate / 100, Patience::None, || false);
+        assert!(pressure.admit(1, Patience::Until(Duration::from_millis(10))).is_ok());
+    }
+
+    #[test]
+    fn a_slot_is_honoured_and_nobody_else_let_in_before() {
+        let mut slots = Slots::default();
+        slots.note_rate(1.0, 0);
+        let ms = 1_000_000;
+        assert_eq!([slots.give(0, 5 * ms, ms), slots.give(0, 5 * ms, ms)], [5 * ms, 61 * ms / 10]);
+        assert!(!slots.take(4 * ms));
+        assert!(slots.take(5 * ms) && !slots.take(5 * ms));
+        assert!(slots.take(7 * ms), "a little late");
+        slots.give(7 * ms, 0, ms);
+        assert!(!slots.take(60 * ms), "too late");
+        // The rate falls to nothing for 40 ms, then for as long again.
+        slots.note_rate(0.1, 100 * ms);
+        assert_eq!(slots.give(100 * ms, 900 * ms, 0), 120 * ms);
+        slots.note_rate(1.0, 140 * ms);
+        slots.note_rate(0.0, 200 * ms);
+        assert_eq!(slots.give(210 * ms, 900 * ms, 0), 250 * ms);
+        assert_eq!(slots.give(260 * ms, 900 * ms, 0), 272 * ms + ms / 2, "longer than usual");
+    }
+
+    #[test]
     fn who_may_not_wait_is_told_how_long_it_would_be() {
-        let pressure = Pressure::new(Runtime::threads());
-        assert!(pressure.admit(Patience::None).is_ok());
+        let pressure = Throttle::new(Runtime::threads());
+        assert!(pressure.admit(100, Patience::None).is_ok());
         pressure.update(&Measures { level0_runs: 24, ..calm() });
-        let error = pressure.admit(Patience::None).unwrap_err();
+        let error = pressure.admit(100, Patience::None).unwrap_err();
         assert!(matches!(
             error.kind(),
-            crate::error::ErrorKind::Busy { cause: BusyCause::Level0, retry_after }
+            ErrorKind::Busy { cause: BusyCause::Level0, retry_after }
                 if *retry_after > Duration::ZERO
         ));
-        assert!(pressure.admit(Patience::Wait).is_ok());
+        assert!(pressure.admit(100, Patience::Wait).is_ok());
         // Returns although the rate is 0, because it may not wait.
         pressure.pay(100, Patience::None, || false);
         // And because nothing would ease it.
         pressure.pay(100, Patience::Wait, || true);
         pressure.update(&calm());
-        assert!(pressure.admit(Patience::None).is_ok());
+        assert!(pressure.admit(100, Patience::None).is_ok());
     }
 }

@@ -268,7 +268,7 @@ fn wrong_arguments_are_answered_in_one_line() {
     assert!(place.ok_text(&["--version"]).starts_with("esker "));
 }
 
-const WORKLOADS: [&str; 16] = [
+const WORKLOADS: [&str; 17] = [
     "fillseq",
     "fillbatch",
     "fillsync",
@@ -285,10 +285,11 @@ const WORKLOADS: [&str; 16] = [
     "idempotent",
     "batching",
     "coalescing",
+    "ingest",
 ];
 
 /// The workloads that open databases, which come after the others.
-const OPENINGS: [&str; 2] = ["reopen", "recovery"];
+const OPENINGS: [&str; 3] = ["reopen", "recovery", "overload"];
 
 fn objects(output: &str) -> Vec<Value> {
     output.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -370,6 +371,19 @@ fn bench_prints_a_table_and_draws_a_plot() {
     assert!(text.contains("\nreadrandom ") && text.contains("% of the keys were there"), "{text}");
     let plot = std::fs::read_to_string(place.path().join("plot.svg")).unwrap();
     assert!(plot.starts_with("<svg") && plot.contains("fillrandom"));
+}
+
+#[test]
+fn bench_draws_what_becomes_of_too_much() {
+    let place = Place::new();
+    let args = ["bench", "overload", "--duration", "0.4", "--threads", "2", "--memory", "2M"];
+    let more = ["--json", "--records", "5000", "--plot", "plot.svg"];
+    let object = &objects(&place.ok_text(&[&args[..], &more].concat()))[0];
+    assert!(object["sustained_ops_per_s"].as_f64().unwrap() > 0.0, "{object}");
+    assert!(object["offered_ops"].as_u64() >= object["ops"].as_u64(), "{object}");
+    assert!(object["retries"].as_u64() >= object["retries_let_in"].as_u64(), "{object}");
+    let plot = std::fs::read_to_string(place.path().join("plot.svg")).unwrap();
+    assert!(["offered", "accepted", "sustained", "longest wait"].iter().all(|w| plot.contains(w)));
 }
 
 /// Ctrl-C ends a bench and leaves nothing behind.

@@ -15,8 +15,12 @@ mod batcher;
 mod coalescer;
 #[path = "../../examples/counters.rs"]
 mod counters;
+#[path = "../../examples/http.rs"]
+pub mod http;
 #[path = "../../examples/idempotent.rs"]
 mod idempotent;
+#[path = "../../examples/ingest.rs"]
+mod ingest;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 #[path = "../../examples/scan.rs"]
@@ -65,6 +69,16 @@ fn coalescer_runs() {
 #[test]
 fn idempotent_runs() {
     idempotent::main().unwrap();
+}
+
+#[test]
+fn ingest_runs() {
+    ingest::main().unwrap();
+}
+
+#[test]
+fn http_runs() {
+    http::main().unwrap();
 }
 
 /// The README's first Rust block is the quickstart, but for the directory.

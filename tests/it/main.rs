@@ -13,11 +13,17 @@ mod crash;
 mod examples;
 #[cfg(feature = "testing")]
 mod fixture;
+#[cfg(feature = "testing")]
+mod http;
+#[cfg(feature = "testing")]
+mod ingest;
 mod layers;
 #[cfg(feature = "testing")]
 mod model;
 #[cfg(feature = "testing")]
 mod once;
+#[cfg(feature = "testing")]
+mod overload;
 #[cfg(unix)]
 mod process;
 #[cfg(feature = "testing")]

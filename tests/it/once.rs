@@ -456,3 +456,27 @@ fn guards_come_through_beside_plain_writers() {
     });
     assert_eq!(db.prefix("slot ").count(), 2000);
 }
+
+#[test]
+fn an_event_may_be_committed_without_waiting_or_only_for_a_while() {
+    let db =
+        Db::open_on(Arc::new(SimFs::new()), Runtime::threads(), "/db", Options::tiny()).unwrap();
+    let counters = counters(&db);
+    let mut batch = db.batch();
+    let event = EventId::new("source", "1");
+    batch.merge(&counters, "k", 1);
+    let (first, ticket) = batch.commit_once_async(event).unwrap();
+    assert!(!first.is_duplicate() && batch.is_empty());
+    ticket.wait().unwrap();
+    batch.merge(&counters, "k", 1);
+    let (again, ticket) = batch.commit_once_async(event).unwrap();
+    ticket.wait().unwrap();
+    assert_eq!(again, Outcome::Duplicate { seqno: first.seqno() });
+    batch.merge(&counters, "k", 1);
+    let again = batch.commit_once_within(event, Duration::from_secs(1)).unwrap();
+    assert_eq!(again, Outcome::Duplicate { seqno: first.seqno() });
+    batch.merge(&counters, "k", 1);
+    let second = EventId::new("source", "2");
+    assert!(!batch.commit_once_within(second, Duration::ZERO).unwrap().is_duplicate());
+    assert_eq!(count(&counters, "k"), 2);
+}

@@ -6,7 +6,7 @@
 //! - `meter`: one thread's clock, counters and latencies.
 //! - `subject`: the database under measurement.
 //! - `workload`: what each workload does.
-//! - `opening`: the workloads that open databases.
+//! - `opening`: the workloads that open databases. `overload`: more than a database sustains.
 //! - `run`: the threads of one workload, watched.
 //! - `report`: the table, and JSON.
 //! - `plot`: operations a second over time, as SVG.
@@ -15,6 +15,7 @@ mod keys;
 mod machine;
 mod meter;
 mod opening;
+mod overload;
 mod plot;
 mod report;
 mod run;
@@ -82,7 +83,8 @@ pub struct Bench {
     /// Print one JSON object for each workload and line, and nothing else
     #[arg(long)]
     json: bool,
-    /// Draw operations a second over time of the workloads that write into this SVG file
+    /// Draw operations a second over time of the workloads that write into this SVG file; of
+    /// overload what was offered and accepted, and latencies, into one beside it or, alone, into this
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -91,8 +93,9 @@ const MANUAL: &str = "\
 Latency:
   Every operation is timed with one reading of the clock (about 25 ns, part of the result), so that
   max is the longest there was; making the key and choosing the value are part of it (about 20 ns).
-  fillbatch counts entries, and times whole commits. batching and coalescing time the handing over of
-  an item; their ops/s are of that, too, settled/s is with everything written. readseq and readreverse time groups of 64
+  fillbatch counts entries, and times whole commits. batching, coalescing and ingest time the
+  handing over of an item; their ops/s are of that, too, settled/s is with everything written. overload
+  times from the first refusal of a write until it is let in. readseq and readreverse time groups of 64
   rows: their percentiles are of a group's mean, their max is the whole of the longest group.
 
 Columns:
@@ -160,27 +163,35 @@ impl Bench {
         if !self.json {
             report::introduce(&plan, &subject);
         }
-        let mut curves = Vec::new();
+        let (mut curves, mut overloaded) = (Vec::new(), None);
         for (round, &workload) in workloads.iter().enumerate() {
             if workload.is_fill() {
                 subject.make_fresh(&plan)?;
-            } else if !subject.is_open() {
+            } else if !subject.is_open() && workload != Workload::Overload {
                 eprintln!("esker: no fill before {}: filling at random first", workload.name());
                 subject.make_fresh(&plan)?;
                 let filler = workloads.len();
                 run::measure(&plan, &mut subject, Workload::Fillrandom, filler, &printer)?;
             }
-            let measured = match workload.opens() {
-                true => opening::measure(&plan, &mut subject, workload, &printer)?,
-                false => run::measure(&plan, &mut subject, workload, round, &printer)?,
+            let measured = match workload {
+                Workload::Overload => overload::measure(&plan, &subject, &printer)?,
+                _ if workload.opens() => opening::measure(&plan, &mut subject, workload, &printer)?,
+                _ => run::measure(&plan, &mut subject, workload, round, &printer)?,
             };
             printer.print(&plan, &measured)?;
+            overloaded = measured.overload.or(overloaded);
             if workload.writes() {
                 curves.push((workload.name(), measured.curve));
             }
         }
         if let Some(file) = &self.plot {
-            plot::draw(file, &curves)?;
+            if let Some(overload) = &overloaded {
+                let own = file.with_extension("overload.svg");
+                plot::draw_overload(if curves.is_empty() { file } else { &own }, overload)?;
+            }
+            if !curves.is_empty() || overloaded.is_none() {
+                plot::draw(file, &curves)?;
+            }
         }
         subject.close()
     }

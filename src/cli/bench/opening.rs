@@ -55,6 +55,7 @@ pub fn measure(
         memory: Memory::now(),
         counted_bytes,
         stalled: Duration::ZERO,
+        overload: None,
     })
 }
 

@@ -1,9 +1,12 @@
-//! Operations a second over time, a line for each workload, as an SVG file.
+//! Operations a second over time, a line for each workload, as an SVG file; and how a database bears
+//! up under overload.
 
 use std::path::Path;
 
+use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use crate::bench::overload::Overload;
 use crate::failure::{Failure, Result};
 use crate::text::thousands;
 
@@ -38,26 +41,63 @@ fn rates(curve: &[(f64, u64)]) -> Vec<(f64, f64)> {
 }
 
 type Line<'a> = (&'a String, Vec<(f64, f64)>);
+type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-fn chart(
-    file: &Path,
-    lines: &[Line<'_>],
-    seconds: f64,
-    rate: f64,
-) -> std::result::Result<(), Box<dyn std::error::Error>> {
+/// Draws what was offered and accepted and what is sustained, and below the longest waits.
+pub fn draw_overload(file: &Path, overload: &Overload) -> Result<()> {
+    panels(file, overload)
+        .map_err(|error| Failure::new(format!("drawing {}: {error}", file.display())))
+}
+
+fn panels(file: &Path, overload: &Overload) -> Drawn {
+    let points = &overload.points;
+    let end = points.last().map_or(0.1, |point| point.at).max(0.1);
+    let curve = |of: fn(&crate::bench::overload::Point) -> u64| -> Vec<(f64, f64)> {
+        rates(&points.iter().map(|point| (point.at, of(point))).collect::<Vec<_>>())
+    };
+    let names = ["offered", "accepted", "sustained"].map(String::from);
+    let sustained = vec![(0.0, overload.sustained), (end, overload.sustained)];
+    let lines: Vec<Line<'_>> = names
+        .iter()
+        .zip([curve(|point| point.offered), curve(|point| point.accepted), sustained])
+        .collect();
+    let highest = lines.iter().flat_map(|(_, line)| line).map(|point| point.1).fold(1.0, f64::max);
+    let waits: Vec<_> = points.iter().map(|point| (point.at, point.slowest_ms)).collect();
+    let longest = waits.iter().map(|point| point.1).fold(1.0, f64::max);
+    let root = SVGBackend::new(file, (960, 720)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let (upper, lower) = root.split_vertically(460);
+    panel(&upper, &lines, end, highest * 1.05, "operations a second")?;
+    let name = "longest wait".to_string();
+    panel(&lower, &[(&name, waits)], end, longest * 1.05, "milliseconds")?;
+    Ok(root.present()?)
+}
+
+fn chart(file: &Path, lines: &[Line<'_>], seconds: f64, rate: f64) -> Drawn {
     let root = SVGBackend::new(file, (960, 480)).into_drawing_area();
     root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
+    panel(&root, lines, seconds, rate, "operations a second")?;
+    Ok(root.present()?)
+}
+
+fn panel(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    lines: &[Line<'_>],
+    seconds: f64,
+    highest: f64,
+    unit: &str,
+) -> Drawn {
+    let mut chart = ChartBuilder::on(area)
         .margin(16)
         .x_label_area_size(40)
         .y_label_area_size(90)
-        .build_cartesian_2d(0.0..seconds, 0.0..rate)?;
+        .build_cartesian_2d(0.0..seconds, 0.0..highest)?;
     chart
         .configure_mesh()
         .light_line_style(WHITE)
         .x_desc("seconds")
-        .y_desc("operations a second")
-        .y_label_formatter(&|rate| thousands(*rate as u64))
+        .y_desc(unit)
+        .y_label_formatter(&|value| thousands(*value as u64))
         .draw()?;
     for (index, (name, line)) in lines.iter().enumerate() {
         let color = Palette99::pick(index).stroke_width(2);
@@ -73,7 +113,7 @@ fn chart(
             .border_style(BLACK.mix(0.3))
             .draw()?;
     }
-    Ok(root.present()?)
+    Ok(())
 }
 
 #[cfg(test)]

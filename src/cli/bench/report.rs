@@ -99,6 +99,10 @@ struct Line {
     disk_bytes: u64,
     writer_ops_per_s: Option<f64>,
     fdatasync_us: Option<f64>,
+    offered_ops: Option<u64>,
+    sustained_ops_per_s: Option<f64>,
+    retries: Option<u64>,
+    retries_let_in: Option<u64>,
 }
 
 impl Line {
@@ -145,6 +149,10 @@ impl Line {
             disk_bytes: measured.disk_bytes,
             writer_ops_per_s: measured.writer_rate.map(round),
             fdatasync_us: measured.sync_time.map(|time| round(time.as_secs_f64() * 1e6)),
+            offered_ops: measured.overload.as_ref().map(|overload| overload.offered),
+            sustained_ops_per_s: measured.overload.as_ref().map(|all| round(all.sustained)),
+            retries: measured.overload.as_ref().map(|overload| overload.retries),
+            retries_let_in: measured.overload.as_ref().map(|overload| overload.retries_in),
         }
     }
 
@@ -160,6 +168,14 @@ impl Line {
         }
         if let Some(time) = self.fdatasync_us {
             notes.push(format!("a lone fdatasync takes {time:.0} µs here"));
+        }
+        if let (Some(offered), Some(sustained)) = (self.offered_ops, self.sustained_ops_per_s) {
+            let (offered, sustained) = (thousands(offered), thousands(sustained as u64));
+            notes.push(format!("{offered} were offered where {sustained} a second are sustained"));
+        }
+        if let (Some(retries @ 1..), Some(let_in)) = (self.retries, self.retries_let_in) {
+            let share = let_in as f64 * 100.0 / retries as f64;
+            notes.push(format!("{share:.1} % of {} came back and were let in", thousands(retries)));
         }
         if self.stalled_s > 0.0 {
             notes.push(format!("writers were held back for {:.2} s", self.stalled_s));

@@ -7,11 +7,15 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use esker::{Batcher, BatcherOptions, Coalescer, CoalescerOptions, Stats};
+use esker::{
+    Batch, Batcher, BatcherOptions, Coalescer, CoalescerOptions, Db, Event, IngestOptions,
+    IngestQueue, Stats,
+};
 
 use crate::bench::keys::Pool;
 use crate::bench::machine::{Memory, cpu_time, disk_bytes, sync_time};
 use crate::bench::meter::{Meter, Shared, Tally};
+use crate::bench::overload::Overload;
 use crate::bench::report::{Bar, Printer};
 use crate::bench::subject::Subject;
 use crate::bench::workload::{COALESCED_KEYS, Part, Scene, Workload};
@@ -47,6 +51,8 @@ pub struct Measured {
     pub counted_bytes: u64,
     /// How long writers were held back, summed over them.
     pub stalled: Duration,
+    /// What else there is to say of overload.
+    pub overload: Option<Overload>,
 }
 
 /// Runs a workload on the subject and brings the subject's books up to date.
@@ -79,8 +85,12 @@ pub fn measure(
         }
         _ => None,
     };
+    let queue = match workload {
+        Workload::Ingest => Some(queue_into(db)?),
+        _ => None,
+    };
     let scene =
-        Scene { plan, workload, round, db, counters, batcher, coalescer, live, pool: &pool };
+        Scene { plan, workload, round, db, counters, batcher, coalescer, queue, live, pool: &pool };
     let parts = Part::split(plan, workload);
     let bar = printer.bar(&workload.name(), workload.ops(plan, live), workload.limit(plan));
 
@@ -91,6 +101,9 @@ pub fn measure(
     let settling = Instant::now();
     if workload.writes() {
         bar.settling();
+        if let Some(queue) = &scene.queue {
+            queue.close()?;
+        }
         db.flush()?;
         db.settle()?;
     }
@@ -121,7 +134,18 @@ pub fn measure(
         memory: Memory { peak: Memory::now().peak, anonymous: played.anonymous_max },
         counted_bytes,
         stalled: stalled(&after).saturating_sub(stalled(&before)),
+        overload: None,
     })
+}
+
+/// A queue whose events are records: the partition key is the record's.
+fn queue_into(db: &Db) -> Result<IngestQueue> {
+    let into = db.clone();
+    let handler = move |events: &[Event<'_>], batch: &mut Batch| {
+        events.iter().for_each(|event| _ = batch.put(&into, event.key, event.bytes));
+        Ok(())
+    };
+    Ok(IngestQueue::open(db, "bench", IngestOptions::default(), handler)?)
 }
 
 fn write_amplification(before: &Stats, after: &Stats) -> Option<f64> {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use esker::{Batcher, Coalescer, Db, Durability, EventId, Keyspace};
+use esker::{Batcher, Coalescer, Db, Durability, EventId, IngestQueue, Keyspace};
 
 use crate::bench::Plan;
 use crate::bench::keys::{Draws, Key, Live, Pool, Values};
@@ -51,11 +51,16 @@ pub enum Workload {
     Batching,
     /// Add 1 to one of 1,000 counters drawn at random, through one coalescer
     Coalescing,
+    /// Push records drawn at random into an ingest queue, which puts them in the background
+    Ingest,
     /// Close the database and open it again, with a first read; an operation is an opening
     Reopen,
     /// Open what a process killed with 15 MiB in its log left, with a first read; an operation is a
     /// record of the log, a latency that of the whole opening
     Recovery,
+    /// Offer an own database three times what it sustains; see --plot. Needs a --duration of some 20
+    /// seconds, or a small --memory, to show more than the first flush
+    Overload,
 }
 
 /// fillsync ends after so long: a commit takes 0.1 to 10 ms, and N of them would take hours.
@@ -79,11 +84,11 @@ impl Workload {
 
     /// Whether it changes the database.
     pub fn writes(self) -> bool {
-        use Workload::{Batching, Coalescing, Idempotent};
+        use Workload::{Batching, Coalescing, Idempotent, Ingest};
         use Workload::{Deleterandom, Mergerandom, Overwrite, Readwhilewriting};
         self.is_fill()
             || matches!(self, Overwrite | Mergerandom | Deleterandom | Readwhilewriting)
-            || matches!(self, Idempotent | Batching | Coalescing)
+            || matches!(self, Idempotent | Batching | Coalescing | Ingest)
     }
 
     /// Whether it is about opening a database, not about using it.
@@ -125,6 +130,7 @@ pub struct Scene<'a> {
     pub counters: Option<Keyspace>,
     pub batcher: Option<Batcher>,
     pub coalescer: Option<Coalescer>,
+    pub queue: Option<IngestQueue>,
     pub live: &'a Live,
     pub pool: &'a Pool,
 }
@@ -182,7 +188,9 @@ impl Scene<'_> {
             Workload::Idempotent => self.put_once(part, meter),
             Workload::Batching => self.put_in_groups(part, meter),
             Workload::Coalescing => self.coalesce(part, meter),
+            Workload::Ingest => self.push(part, meter),
             Workload::Reopen | Workload::Recovery => unreachable!("see `opening`"),
+            Workload::Overload => unreachable!("see `overload`"),
         }
     }
 
@@ -310,6 +318,14 @@ impl Scene<'_> {
             Ok(coalescer.add(key.of(record % COALESCED_KEYS), 1)?)
         })?;
         Ok(coalescer.flush()?)
+    }
+
+    fn push(&self, part: &Part, meter: &mut Meter<'_>) -> Result<()> {
+        let (mut key, mut values) = (self.key(), self.values(part));
+        let queue = self.queue.as_ref().expect("made for this workload");
+        self.at_random(part, meter, self.entry_bytes(), |record, _| {
+            Ok(queue.push(key.of(record), values.next())?)
+        })
     }
 
     fn get_random(&self, part: &Part, meter: &mut Meter<'_>) -> Result<()> {

@@ -8,7 +8,7 @@
 //! - `faults`: every call fails once.
 //! - `damage`: every bit flipped, every length.
 //! - `golden`: the order of syncs as text.
-//! - `toolkit`: what is promised exactly once, crashed everywhere.
+//! - `toolkit`: what is promised exactly once, crashed everywhere. `ingest`: the same of the queue.
 //!
 //! # What fails without each rule
 //!
@@ -30,7 +30,8 @@
 //! | 10 idle keyspaces do not pin the log | not a matter of crashes: `model`, the engine's own tests |
 //! | 11 large batches have a log of their size | enum: the action `large`, 800 to 6000 bytes where a log has 1024 |
 //! | 12 the memtable's splits under readers | not a matter of crashes: the memtable's own tests |
-//! | 13 checkpoints, 15 ingest queue, 18 shards | do not exist yet |
+//! | 13 checkpoints, 18 shards | do not exist yet |
+//! | 15 the queue's log is cut only before what the database has on the disk, and is durable before its effects | `ingest` |
 //! | 16 `commit_once`: token and effect in one record, a watermark decides what is too old | `toolkit`; `once.rs` |
 //! | 14 the lock | `bad_input.rs`, the file systems' own tests |
 //! | 17 stores into the log are calls, torn in the middle and written back in any order | enum takes a moment in the middle of each; policy 6 tears at 1, 16, 512 and 4096 bytes |
@@ -48,6 +49,7 @@ mod ends;
 mod enumerate;
 mod faults;
 mod golden;
+mod ingest;
 mod misplaced;
 mod oracle;
 mod programs;

@@ -20,10 +20,10 @@ use crate::crash::recovery::panic_text;
 use crate::crash::{plan, setting};
 
 /// What was promised: of each event how, and with what answer.
-type Promises = Vec<(u64, Durability, u64)>;
+pub type Promises = Vec<(u64, Durability, u64)>;
 
 /// A moment to crash at.
-struct Moment {
+pub struct Moment {
     image: Image,
     promised: Promises,
     label: String,
@@ -31,7 +31,7 @@ struct Moment {
 
 /// A run under watch.
 #[derive(Clone)]
-struct Watch {
+pub struct Watch {
     disk: SimFs,
     promised: Arc<Mutex<Promises>>,
     moments: Arc<Mutex<Vec<Moment>>>,
@@ -57,14 +57,14 @@ impl Watch {
         self.moments.lock().unwrap().push(Moment { image, promised, label });
     }
 
-    fn promise(&self, event: u64, durability: Durability, answer: u64) {
+    pub fn promise(&self, event: u64, durability: Durability, answer: u64) {
         self.promised.lock().unwrap().push((event, durability, answer));
         self.note(self.disk.snapshot(), format!("-- event {event} acknowledged as {durability:?}"));
     }
 }
 
 /// Runs `part` on an empty disk, with threads of a stepper, and returns the moments of it.
-fn moments_of(seed: u64, part: impl FnOnce(&Db, &Runtime, &Watch)) -> Vec<Moment> {
+pub fn moments_of(seed: u64, part: impl FnOnce(&Db, &Runtime, &Watch)) -> Vec<Moment> {
     let disk = SimFs::new();
     let watch = Watch::new(&disk);
     run_on(&disk, seed, |db, runtime| part(db, runtime, &watch));
@@ -72,7 +72,7 @@ fn moments_of(seed: u64, part: impl FnOnce(&Db, &Runtime, &Watch)) -> Vec<Moment
     std::mem::take(&mut *watch.moments.lock().unwrap())
 }
 
-fn run_on<T>(disk: &SimFs, seed: u64, part: impl FnOnce(&Db, &Runtime) -> T) -> T {
+pub fn run_on<T>(disk: &SimFs, seed: u64, part: impl FnOnce(&Db, &Runtime) -> T) -> T {
     let runtime = Runtime::stepper(seed);
     let fs = Arc::new(disk.clone());
     let db = Db::open_on(fs, runtime.clone(), super::workload::DIR, Options::tiny()).unwrap();
@@ -80,7 +80,7 @@ fn run_on<T>(disk: &SimFs, seed: u64, part: impl FnOnce(&Db, &Runtime) -> T) -> 
 }
 
 /// Crashes at every moment and lets `check` say what is wrong then. It gets what must have survived.
-fn crash_all(
+pub fn crash_all(
     name: &str,
     moments: &[Moment],
     check: impl Fn(&Db, &Runtime, &[(u64, u64)]) -> Result<(), String> + Sync,
@@ -118,21 +118,21 @@ fn crash_all(
     println!("{name}: {} moments, {} crashes", moments.len(), cases.into_inner());
 }
 
-fn seed_of(name: &str) -> u64 {
+pub fn seed_of(name: &str) -> u64 {
     let seed = setting("ESKER_CRASH_SEED", 1);
     println!("ESKER_CRASH_SEED={seed} cargo test --all-features --test it crash::toolkit::{name}");
     seed
 }
 
-fn counters(db: &Db) -> Keyspace {
+pub fn counters(db: &Db) -> Keyspace {
     db.keyspace("counters", KeyspaceOptions::new().merge(Counter::default())).unwrap()
 }
 
-fn number(counters: &Keyspace, key: &str) -> i64 {
+pub fn number(counters: &Keyspace, key: &str) -> i64 {
     counters.get(key).unwrap().map_or(0, |value| Counter::decode(&value).unwrap())
 }
 
-fn durability_of(event: u64) -> Durability {
+pub fn durability_of(event: u64) -> Durability {
     if event.is_multiple_of(3) { Durability::Disk } else { Durability::Process }
 }
 
