@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Programs of up to four verbs that a round tries.
-const PROGRAMS: u64 = 250;
+const PROGRAMS: u64 = 4000;
 
 /// The fuzz targets, and for how many seconds each is run in a round: most for the two that reach
 /// the whole engine.
