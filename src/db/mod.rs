@@ -9,7 +9,8 @@
 //! - `resume`: taking writes again after a failure of the disk.
 //! - `engine`: what the handles share. `open`: from a directory to an engine. `aside`: keeping what
 //!   a salvage goes on without. `catalog`: the
-//!   manifest in use. `worker`: the background threads. `jobs`: what they do.
+//!   manifest in use. `worker`: the background threads. `jobs`: what they do. `view_model`: what readers see
+//!   while views are replaced, in schedules that shuttle tries.
 
 pub(crate) mod aside;
 pub(crate) mod batch;
@@ -23,6 +24,8 @@ pub(crate) mod open;
 pub(crate) mod resume;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
+#[cfg(test)]
+mod view_model;
 pub(crate) mod worker;
 
 use std::fmt;

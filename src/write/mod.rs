@@ -5,7 +5,7 @@
 //! - `log`: the files of the write-ahead log.
 //! - `commit`: the pipeline: sequence numbers, log space, memtables, publication.
 //! - `stamps`: which keys were written lately, for commits that depend on what they read.
-//! - `syncer`: what of the log is durable, and who waits for it.
+//! - `syncer`: what of the log is durable, and who waits for it. `syncer_model`: its schedules.
 //! - `ticket`: the handle of an asynchronous commit.
 //! - `breaker`: refuses writes after a failure of the disk.
 //! - `pressure`: slows writers down smoothly before the disk falls behind.
@@ -16,12 +16,14 @@ pub(crate) mod log;
 pub(crate) mod pressure;
 pub(crate) mod ring;
 #[cfg(test)]
-mod ring_model;
+pub(crate) mod ring_model;
 pub(crate) mod stamps;
 pub(crate) mod syncer;
+#[cfg(test)]
+mod syncer_model;
 pub(crate) mod ticket;
 
-/// What `ring` builds on; `ring_model` puts shuttle's in their place, and smaller numbers.
+/// What `ring` and `syncer` build on; their models put shuttle's in their place, and smaller numbers.
 mod sync {
     pub(crate) use crate::runtime::{Condvar, Mutex};
     pub(crate) use std::hint::spin_loop as spin;

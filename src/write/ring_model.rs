@@ -18,10 +18,12 @@ use crate::key::SeqNo;
 #[path = "ring.rs"]
 #[expect(dead_code, reason = "the model does not call everything that the engine does")]
 #[expect(clippy::duplicate_mod, reason = "the same code over other primitives is the point")]
-mod ring;
+pub(crate) mod ring;
 
 /// Shuttle's primitives with the engine's interface.
-mod sync {
+pub(crate) mod sync {
+    use std::time::Duration;
+
     pub(crate) use shuttle::hint::spin_loop as spin;
     pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,7 +34,7 @@ mod sync {
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
 
     /// `None` only while its owner waits for a condition.
-    pub(crate) struct Guard<'a, T>(Option<shuttle::sync::MutexGuard<'a, T>>);
+    pub(crate) struct Guard<'a, T>(Option<shuttle::sync::MutexGuard<'a, T>>, &'a Mutex<T>);
 
     impl<T> Mutex<T> {
         pub fn new(value: T) -> Mutex<T> {
@@ -40,7 +42,7 @@ mod sync {
         }
 
         pub fn lock(&self) -> Guard<'_, T> {
-            Guard(Some(self.0.lock().expect("no schedule goes on after a panic")))
+            Guard(Some(self.0.lock().expect("no schedule goes on after a panic")), self)
         }
     }
 
@@ -68,6 +70,19 @@ mod sync {
         pub fn wait<T>(&self, guard: &mut Guard<'_, T>) {
             let inner = guard.0.take().expect("not waiting");
             guard.0 = Some(self.0.wait(inner).expect("no schedule goes on after a panic"));
+        }
+
+        /// There is no time in a schedule: as if it were over at once.
+        pub fn wait_for<T>(&self, guard: &mut Guard<'_, T>, _: Duration) -> bool {
+            let mutex = guard.1;
+            drop(guard.0.take());
+            shuttle::thread::yield_now();
+            *guard = mutex.lock();
+            true
+        }
+
+        pub fn notify_one(&self) {
+            self.0.notify_one();
         }
 
         pub fn notify_all(&self) {
@@ -162,7 +177,7 @@ impl Model {
 }
 
 /// Runs `model` in many schedules, uniformly random ones and ones with few preemptions.
-fn explore(model: fn()) {
+pub(crate) fn explore(model: fn()) {
     let config = || {
         let mut config = Config::new();
         config.silence_warnings = true;

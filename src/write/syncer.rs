@@ -8,14 +8,14 @@
 //! The sync never runs under the commit lock. It samples what is copied, syncs the files oldest
 //! first, and publishes exactly its sample as durable.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
+use super::commit::Pipeline;
+use super::sync::{AtomicU64, Condvar, Mutex, Ordering};
+
 use crate::error::{DegradedCause, Error, Result};
 use crate::file::Lsn;
-use crate::runtime::{Condvar, Mutex};
-use crate::write::commit::Pipeline;
 
 /// See the module's comment.
 pub(crate) struct Syncer {
@@ -32,8 +32,11 @@ pub(crate) struct Syncer {
 
 #[derive(Default)]
 struct State {
-    /// A thread is syncing, or the syncer thread is about to.
+    /// A thread is syncing, or the syncer thread is about to. Never two at once: the kernel tells
+    /// of a failed write-back once, so that the other would take what was lost for durable.
     running: bool,
+    /// The syncer thread is the one that is about to.
+    handed_over: bool,
     /// The largest position that somebody waits for.
     wanted: Lsn,
     /// Set once a sync has failed: nothing that is not durable will become so.
@@ -73,8 +76,9 @@ impl Syncer {
         }
         let mut state = self.state.lock();
         state.wanted = state.wanted.max(lsn);
-        if !state.running {
+        if !state.running && !state.stopped {
             state.running = true;
+            state.handed_over = true;
             self.work.notify_one();
         }
     }
@@ -158,7 +162,7 @@ impl Pipeline {
             let synced = self.sync_once();
             state = syncer.state.lock();
             self.end_sync(&mut state, synced);
-            if state.running {
+            if state.handed_over {
                 syncer.work.notify_one();
             }
         }
@@ -171,13 +175,13 @@ impl Pipeline {
         Ok(sample)
     }
 
-    /// Publishes a sync's outcome; `running` stays set if more is wanted.
+    /// Publishes a sync's outcome; if more is wanted, the syncer thread is to go on.
     fn end_sync(&self, state: &mut State, synced: Result<Lsn>) {
         match synced {
             Ok(sample) => {
                 self.syncer.synced.fetch_max(sample.0, Ordering::AcqRel);
                 self.syncer.durable.fetch_max(sample.0, Ordering::AcqRel);
-                state.running = state.wanted > sample;
+                state.running = state.wanted > sample && !state.stopped;
                 if state.running && self.ring.has_failed() {
                     // What is wanted will never be copied.
                     state.running = false;
@@ -197,6 +201,7 @@ impl Pipeline {
                 state.failure.get_or_insert(error);
             }
         }
+        state.handed_over = state.running;
         self.syncer.wake(state);
     }
 
@@ -206,21 +211,22 @@ impl Pipeline {
         let mut state = syncer.state.lock();
         loop {
             let mut due = false;
-            while !state.running && !state.stopped && !due {
+            // A sync of a writer's own that is under way serves the interval as well.
+            while !state.handed_over && !state.stopped && (!due || state.running) {
                 match interval {
                     Some(interval) => due = syncer.work.wait_for(&mut state, interval),
                     None => syncer.work.wait(&mut state),
                 }
             }
-            if state.stopped {
-                state.running = false;
-                syncer.done.notify_all();
-                return;
-            }
+            let handed_over = std::mem::take(&mut state.handed_over);
             let behind = self.ring.copied() > syncer.durable();
-            if state.failure.is_some() || (due && !behind) {
-                state.running = false;
+            let is_needed = state.failure.is_none() && (handed_over || behind);
+            if state.stopped || !is_needed {
+                state.running &= !handed_over;
                 syncer.done.notify_all();
+                if state.stopped {
+                    return;
+                }
                 continue;
             }
             state.running = true;

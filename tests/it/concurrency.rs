@@ -18,6 +18,8 @@ use esker::{
     MergeOperator, Merged, Options, Slice, Ticket,
 };
 
+use crate::settings;
+
 const WRITER_COUNT: usize = 3;
 /// Keys of each of two keyspaces that one batch gives one stamp.
 const STAMPED_COUNT: usize = 5;
@@ -271,12 +273,8 @@ fn everything_at_once_with_limits_of_a_megabyte() {
 
 #[test]
 fn everything_at_once_in_seeded_schedules() {
-    let number = |name| std::env::var(name).ok().map(|value: String| value.parse().unwrap());
-    let count = number("ESKER_SCHEDULES").unwrap_or(100);
-    let seeds = match number("ESKER_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..count,
-    };
+    let seeds = settings::seeds("ESKER_SCHEDULES", 100);
+    let count = seeds.end - seeds.start;
     for seed in seeds {
         println!(
             "ESKER_SEED={seed} cargo test --all-features --test it concurrency::everything_at_once"
@@ -294,6 +292,7 @@ fn everything_at_once_in_seeded_schedules() {
         };
         run_workload(open, &runtime, 8);
     }
+    settings::tally(&[("schedules", count)]);
 }
 
 // Tickets and durability.

@@ -34,6 +34,8 @@ mod repair;
 mod resume;
 #[cfg(feature = "testing")]
 mod salvage;
+#[cfg(any(unix, feature = "testing"))]
+mod settings;
 #[cfg(feature = "testing")]
 mod toolkit;
 mod verbs;

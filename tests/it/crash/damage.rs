@@ -23,6 +23,7 @@ use crate::crash::oracle::{Reading, print_of};
 use crate::crash::recovery::panic_text;
 use crate::crash::workload::{DIR, dir};
 use crate::crash::{quota, setting};
+use crate::settings;
 
 /// A database at rest, and the prints of the states that it went through.
 pub struct Subject {
@@ -38,12 +39,17 @@ const SMALL: u32 = 16;
 /// Operations of one of 64 KiB.
 const LARGE: u32 = 72;
 
+/// Of the database that is damaged.
+pub fn seed() -> u64 {
+    setting("ESKER_DAMAGE_SEED", 5)
+}
+
 pub fn subject(seed: u64, count: u32, compression: Compression, read_mode: ReadMode) -> Subject {
     let mut options = Options::tiny();
     (options.compression, options.read_mode, options.threads) = (compression, read_mode, 1);
     let disk = SimFs::new();
     // Simulated ids are the same in every run; those of two databases differ.
-    (0..seed * 1000).for_each(|_| _ = disk.random_id());
+    (0..seed % 64 * 1000).for_each(|_| _ = disk.random_id());
     let (mut prints, mut history) = (Vec::new(), Vec::new());
     {
         let runtime = Runtime::stepper(seed);
@@ -170,9 +176,13 @@ impl Tally {
         }
     }
 
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
+
     /// Prints the counts; panics if there was a failure.
     pub fn show(&self, what: &str) {
-        println!("{what}: {} damages", self.counts.values().sum::<u64>());
+        println!("{what}: {} damages", self.total());
         for ((kind, outcome), count) in &self.counts {
             println!("{count:8} {kind}: {outcome:?}");
         }
@@ -181,14 +191,14 @@ impl Tally {
     }
 }
 
-/// Does `check` with the numbers below `count` on two threads, in an order of its own so that a
+/// Does `check` with the numbers below `count` on several threads, in an order of its own so that a
 /// quota leaves a fair sample; says how many were done.
 pub fn in_parallel(count: usize, quota: Duration, check: impl Fn(usize) + Sync) -> usize {
     let (next, began) = (AtomicUsize::new(0), Instant::now());
     // A prime that does not divide the count makes the order a permutation.
     let stride = if count.is_multiple_of(1_000_003) { 1 } else { 1_000_003 };
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        for _ in 0..settings::workers() {
             scope.spawn(|| {
                 while began.elapsed() < quota {
                     let taken = next.fetch_add(1, Ordering::Relaxed);
@@ -237,17 +247,19 @@ fn check(
 
 #[test]
 fn every_length_of_every_file_gives_a_prefix_or_corruption() {
-    let subject = subject(5, LARGE, Compression::None, ReadMode::Mapped);
+    let subject = subject(seed(), LARGE, Compression::None, ReadMode::Mapped);
     let cut = |bytes: &[u8], len: usize| bytes[..len].to_vec();
     let quota = quota("ESKER_CUT_SECONDS", 60);
-    let counts = check("every length", &subject, quota, <[u8]>::len, cut).counts;
+    let tally = check("every length", &subject, quota, <[u8]>::len, cut);
+    settings::tally(&[("lengths", tally.total())]);
+    let counts = tally.counts;
     let shorter = counts.get(&(".log".to_string(), Outcome::Shorter));
     assert!(shorter.is_some_and(|count| *count > 50), "the log has a tail to lose: {counts:?}");
 }
 
 #[test]
 fn every_length_of_every_table_gives_corruption() {
-    let subject = subject(5, SMALL, Compression::None, ReadMode::Mapped);
+    let subject = subject(seed(), SMALL, Compression::None, ReadMode::Mapped);
     // Those that the manifest does not name any more may be anything.
     let is_needed = |path: &Path| subject.outcome(path, b"") == Ok(Outcome::Corruption);
     let tables =
@@ -268,7 +280,7 @@ fn every_flipped_bit_gives_the_right_answer_or_corruption() {
             if i != j && !all {
                 continue;
             }
-            let subject = subject(5, LARGE, compression, read_mode);
+            let subject = subject(seed(), LARGE, compression, read_mode);
             let bits = |bytes: &[u8]| bytes.len() * 8;
             let flip = |bytes: &[u8], bit: usize| {
                 let mut bytes = bytes.to_vec();
@@ -276,13 +288,9 @@ fn every_flipped_bit_gives_the_right_answer_or_corruption() {
                 bytes
             };
             let quota = quota("ESKER_FLIP_SECONDS", 60);
-            check(
-                &format!("every bit, {compression:?}, {read_mode:?}"),
-                &subject,
-                quota,
-                bits,
-                flip,
-            );
+            let what = format!("every bit, {compression:?}, {read_mode:?}");
+            let tally = check(&what, &subject, quota, bits, flip);
+            settings::tally(&[("flipped bits", tally.total())]);
         }
     }
 }

@@ -73,6 +73,17 @@ impl Counts {
         self.cases.values().sum()
     }
 
+    /// Reports these counts, the states by this name.
+    pub fn tally(&self, states: &str) {
+        let at = |depth: usize| self.by_depth.get(depth).copied().unwrap_or(0);
+        crate::settings::tally(&[
+            (states, self.states),
+            ("crash cases", self.total()),
+            ("second crashes", at(1)),
+            ("third crashes", at(2)),
+        ]);
+    }
+
     /// Adds what another run, or another worker, tried.
     pub fn add(&mut self, other: &Counts) {
         for (policy, count) in &other.cases {

@@ -26,6 +26,7 @@ use crate::crash::oracle::Reading;
 use crate::crash::recovery::{found_on, panic_text, recover};
 use crate::crash::workload::{DIR, Run, Session, Workload};
 use crate::crash::{quota, setting};
+use crate::settings;
 
 /// After the session of the fault.
 const ACTIONS_AFTER: usize = 6;
@@ -130,7 +131,10 @@ impl Sweep {
             let result = catch_unwind(AssertUnwindSafe(|| sweep.run(&its, watch)));
             let _ = sender.send(result.map_err(|panic| panic_text(&*panic)));
         });
-        let result = receiver.recv_timeout(HANGS_AFTER).map_err(|_| "hangs".to_string())?;
+        // Second by second, so that a process that was stopped for a while is not said to hang.
+        let mut waits = (0..HANGS_AFTER.as_secs())
+            .filter_map(|_| receiver.recv_timeout(Duration::from_secs(1)).ok());
+        let result = waits.next().ok_or("hangs")?;
         let (run, fired) = result.map_err(|text| format!("panics: {text}"))?;
         for shot in &run.shots {
             println!("{:?} {}", shot.bounds, shot.label);
@@ -207,7 +211,7 @@ fn every_call_may_fail_once() {
     fastrand::Rng::with_seed(seed).shuffle(&mut cases);
     let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        for _ in 0..settings::workers() {
             scope.spawn(|| {
                 while began.elapsed() < quota
                     && let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed))
@@ -231,6 +235,8 @@ fn every_call_may_fail_once() {
     for (call, count) in &tally.calls {
         println!("{count:7} at a call of {call}");
     }
+    let fired = tally.counts.values().map(|[fired, ..]| fired).sum();
+    settings::tally(&[("faults", fired)]);
     let failures: Vec<_> = tally.failures.into_values().collect();
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }

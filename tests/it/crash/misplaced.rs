@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use esker::{Compression, ReadMode};
 
-use crate::crash::damage::{Subject, Tally, files_of, in_parallel, subject};
+use crate::crash::damage::{Subject, Tally, files_of, in_parallel, seed};
 
 /// Operations of the database.
 const COUNT: u32 = 16;
@@ -20,7 +20,11 @@ const COUNT: u32 = 16;
 type Files = Vec<(PathBuf, Vec<u8>)>;
 
 fn here() -> Subject {
-    subject(5, COUNT, Compression::None, ReadMode::Mapped)
+    database(seed())
+}
+
+fn database(seed: u64) -> Subject {
+    crate::crash::damage::subject(seed, COUNT, Compression::None, ReadMode::Mapped)
 }
 
 fn name(path: &Path) -> &str {
@@ -52,7 +56,9 @@ fn check(what: &str, subject: &Subject, cases: &[Case]) {
             tally.lock().unwrap().note(path.unwrap_or(&files[0].0), case, outcome);
         }
     });
-    tally.into_inner().unwrap().show(what);
+    let tally = tally.into_inner().unwrap();
+    tally.show(what);
+    crate::settings::tally(&[("misplaced files and blocks", tally.total())]);
 }
 
 #[test]
@@ -99,10 +105,7 @@ fn files_in_the_place_of_others_are_noticed_or_harmless() {
 #[test]
 fn files_of_another_database_are_noticed_or_harmless() {
     let subject = here();
-    let (files, foreign) = (
-        subject.files(),
-        crate::crash::damage::subject(6, COUNT, Compression::None, ReadMode::Mapped).files(),
-    );
+    let (files, foreign) = (subject.files(), database(seed() + 1).files());
     let mut cases = Vec::new();
     for (from, bytes) in &foreign {
         for (path, _) in &files {

@@ -63,11 +63,11 @@ use std::time::{Duration, Instant};
 use crate::crash::case::{reduced, show_case};
 use crate::crash::enumerate::{Counts, Ledger, Plan, enumerate};
 use crate::crash::workload::Workload;
+use crate::settings;
 
 /// A number from the environment.
 fn setting(name: &str, default: u64) -> u64 {
-    let text = std::env::var(name).ok();
-    text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+    settings::number(name).unwrap_or(default)
 }
 
 /// How long a regime with a share of the time goes on.
@@ -85,7 +85,7 @@ fn plan() -> Plan {
         again_every: 16,
         deeper_every: Vec::new(),
         quota: Duration::MAX,
-        threads: 2,
+        threads: settings::workers(),
     }
 }
 
@@ -145,6 +145,7 @@ fn every_crash_leads_to_a_state_that_was_promised() {
         seed += 1;
     }
     println!("{counts}  {:.1} s with the runs themselves", began.elapsed().as_secs_f64());
+    counts.tally("crash states");
     assert_eq!(counts.complete, counts.runs, "every moment was tried");
     assert_eq!(counts.states, ledger.different());
 }
@@ -161,6 +162,7 @@ fn crashes_in_a_row_lead_to_states_that_were_promised() {
         seed += 1;
     }
     println!("{counts}");
+    counts.tally("crash states after crashes in a row");
     assert!(counts.by_depth.len() == 3 || plan.quota < Duration::from_secs(20), "{counts}");
 }
 

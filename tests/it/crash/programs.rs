@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::crash::enumerate::{Counts, Ledger, Plan};
 use crate::crash::workload::{Verb, Workload};
 use crate::crash::{first_seed, must_hold, quota, setting};
+use crate::settings;
 
 fn plan() -> Plan {
     Plan {
@@ -20,7 +21,7 @@ fn plan() -> Plan {
         again_every: 16,
         deeper_every: Vec::new(),
         quota: Duration::MAX,
-        threads: 2,
+        threads: settings::workers(),
     }
 }
 
@@ -35,6 +36,34 @@ fn programs(len: u64) -> Vec<Vec<Verb>> {
         all = all.iter().flat_map(longer).collect();
     }
     all
+}
+
+/// Verbs of the longest program in a slice.
+const SLICED_VERBS: u64 = 4;
+
+/// All programs of at most four verbs are too many for one run: `ESKER_PROGRAM_SLICE=FROM` tries
+/// `ESKER_PROGRAM_COUNT` (300) of them, from that number on, the short ones first; past the last
+/// one it begins anew with another seed.
+#[test]
+fn a_slice_of_the_programs_survives_every_crash() {
+    let Some(from) = settings::number("ESKER_PROGRAM_SLICE") else { return };
+    let count = setting("ESKER_PROGRAM_COUNT", 300);
+    let mut all: Vec<Vec<Verb>> = Vec::new();
+    for len in 0..=SLICED_VERBS {
+        let mut of_len = programs(len);
+        // In an order of its own, so that a slice is a fair sample.
+        fastrand::Rng::with_seed(len).shuffle(&mut of_len);
+        all.append(&mut of_len);
+    }
+    let (ledger, mut counts) = (Ledger::default(), Counts::default());
+    for number in from..from + count {
+        let seed = first_seed() + number / all.len() as u64;
+        let verbs = all[(number % all.len() as u64) as usize].clone();
+        counts.add(&must_hold(&Workload::scripted(seed, verbs), &plan(), &ledger));
+    }
+    println!("programs {from} to {} of {}\n{counts}", from + count, all.len());
+    counts.tally("crash states of short programs");
+    settings::tally(&[("programs", count)]);
 }
 
 /// Every program of so many verbs, under several seeds: of options, and of schedules of the

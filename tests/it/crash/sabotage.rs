@@ -61,7 +61,7 @@ fn plan() -> Plan {
         again_every: 4,
         deeper_every: vec![300],
         quota: Duration::from_secs(20),
-        threads: 2,
+        threads: crate::settings::workers(),
     }
 }
 

@@ -115,7 +115,9 @@ pub fn crash_all(
             .into_iter()
             .for_each(|worker| worker.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
     });
-    println!("{name}: {} moments, {} crashes", moments.len(), cases.into_inner());
+    let cases = cases.into_inner();
+    println!("{name}: {} moments, {cases} crashes", moments.len());
+    crate::settings::tally(&[("crash cases of the toolkit", cases)]);
 }
 
 pub fn seed_of(name: &str) -> u64 {

@@ -5,7 +5,7 @@
 //! - `operation`: what a sequence does. `run`: the engine beside the model.
 //!
 //! `ESKER_SEQUENCES=100000 cargo test --release --all-features --test it model::` runs more of them;
-//! `ESKER_SEED` runs exactly one. A sequence that fails is made shorter before it is shown.
+//! `ESKER_FIRST_SEED` others, `ESKER_SEED` exactly one. A sequence that fails is made shorter before it is shown.
 
 mod operation;
 mod run;
@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use esker::{Compression, Durability, Filter, Options, ReadMode};
 use fastrand::Rng;
+
+use crate::settings;
 
 use operation::{Draw, Operation};
 use run::{Failure, Setting, Tally};
@@ -41,22 +43,17 @@ fn with_stepper() {
 }
 
 fn test(name: &str, threads: Threads, default_count: u64) {
-    if let Some(seed) = number("ESKER_SEED") {
-        check(name, threads, seed);
+    let seeds = settings::seeds("ESKER_SEQUENCES", default_count);
+    let (count, began) = (seeds.end - seeds.start, Instant::now());
+    let mut tally = Tally::default();
+    seeds.for_each(|seed| tally += check(name, threads, seed));
+    println!("{name}: {count} sequences in {:.1?}: {tally:?}", began.elapsed());
+    settings::tally(&[("model sequences", count)]);
+    if settings::number("ESKER_SEED").is_some() {
         return;
     }
-    let count = number("ESKER_SEQUENCES").unwrap_or(default_count);
-    let began = Instant::now();
-    let mut tally = Tally::default();
-    (0..count).for_each(|seed| tally += check(name, threads, seed));
-    println!("{name}: {count} sequences in {:.1?}: {tally:?}", began.elapsed());
     // Or the limits are not tiny any more, and this tests memtables only.
     assert!(tally.compactions > 2 * count && tally.flushes > 4 * count, "{tally:?}");
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let value = std::env::var(variable).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
 }
 
 fn options(rng: &mut Rng) -> Options {

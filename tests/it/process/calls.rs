@@ -5,7 +5,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::process::{Rounds, number};
+use crate::process::Rounds;
+use crate::settings::{number, tally};
 
 /// Calls that change what is on the disk, and how often at most a thread makes them in a round.
 const KILLED_AT: [(&str, u64); 8] = [
@@ -83,6 +84,7 @@ fn nothing_acknowledged_is_lost_to_a_kill_at_a_system_call() {
         rounds.check(&format!("{call} {nth}, ESKER_SEED={seed}"), true, random.bool());
     }
     println!("{hits} of {kills} killed at their call, {} steps", rounds.steps());
+    tally(&[("kills at a system call", hits)]);
     assert!(hits > kills / 4, "hardly any call was reached");
 }
 
@@ -112,4 +114,5 @@ fn a_window_of_failing_calls_is_survived_by_resuming() {
         }
     }
     println!("{} windows survived, {} steps", 2 * FAILING.len(), rounds.steps());
+    tally(&[("windows of failing calls", 2 * FAILING.len() as u64)]);
 }

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use crate::process::{Rounds, number};
+use crate::process::Rounds;
+use crate::settings::{number, tally};
 
 const KILLS: u64 = 200;
 
@@ -23,5 +24,6 @@ fn nothing_acknowledged_is_lost_to_a_killed_process() {
         rounds.check(&format!("kill {round}, ESKER_SEED={seed}"), true, random.bool());
     }
     println!("{kills} kills, {} steps acknowledged or found", rounds.steps());
+    tally(&[("kills", kills)]);
     assert!(rounds.models.iter().all(|model| model.steps > kills), "hardly anything was written");
 }

@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::settings::number;
+
 use esker::{
     BreakerState, Compression, Counter, Db, Durability, ErrorKind, Filter, Keyspace,
     KeyspaceOptions, ReadMode,
@@ -346,10 +348,6 @@ impl Rounds {
     fn steps(&self) -> u64 {
         self.models.iter().map(|model| model.steps).sum()
     }
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
 /// Opens what is left, and compares it with the models, which are advanced to what was found:

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::process::{Rounds, number};
+use crate::process::Rounds;
+use crate::settings::{number, tally};
 
 const IMAGE_BYTES: u64 = 256 << 20;
 /// Stop at once; the journal's buffers are lost.
@@ -87,5 +88,6 @@ fn what_is_durable_survives_a_cut_of_the_file_system() {
         rounds.check(&format!("cut {round}, ESKER_SEED={seed}"), false, random.bool());
     }
     println!("{cuts} cuts, {} steps found", rounds.steps());
+    tally(&[("power cuts", cuts)]);
     assert!(rounds.steps() > cuts * 10, "hardly anything was durable");
 }
