@@ -174,16 +174,26 @@ impl Run {
 
     /// How many versions are not the newest of their key here.
     pub fn older_versions(&self) -> usize {
-        self.slots.array_windows().filter(|[a, b]| a.has_same_key(b)).count()
+        (1..self.len()).filter(|&index| self.has_key_of_last(index)).count()
+    }
+
+    /// True if the slot at `index` has the key of the one before it. The tags are looked at first:
+    /// comparing keys that are longer than a head costs a cache miss each.
+    fn has_key_of_last(&self, index: usize) -> bool {
+        self.tags[index] == self.tags[index - 1]
+            && self.slots[index].has_same_key(&self.slots[index - 1])
     }
 
     /// The slots of each key.
     pub fn keys(&self) -> impl Iterator<Item = Range<usize>> {
         let mut end = 0;
-        self.slots.chunk_by(Slot::has_same_key).map(move |versions| {
+        std::iter::from_fn(move || {
             let start = end;
-            end += versions.len();
-            start..end
+            end += usize::from(start < self.len());
+            while end < self.len() && self.has_key_of_last(end) {
+                end += 1;
+            }
+            (start < end).then_some(start..end)
         })
     }
 
