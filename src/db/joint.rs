@@ -25,7 +25,7 @@ use crate::key::SeqNo;
 use crate::options::{Durability, Options, Recovery};
 use crate::runtime::Runtime;
 use crate::tree::Tree;
-use crate::write::closing::{Joints, Member};
+use crate::write::closing::{Joints, Member, Rule};
 use crate::write::commit::Memtables;
 use crate::write::joint::{self, Places};
 use crate::write::pressure::Patience;
@@ -76,7 +76,12 @@ pub(crate) fn open_shards(
         }
         prepared.push(found);
     }
-    let cuts = find_cuts(&**fs, shards, &prepared, options.recovery)?;
+    // A salvage wants every commit that is intact, whole or not.
+    let is_cut = options.recovery != Recovery::Salvage && joints.keeps(Rule::Cut);
+    let cuts = match is_cut {
+        true => find_cuts(&**fs, shards, &prepared, options.recovery)?,
+        false => vec![Lsn(u64::MAX); shards.len()],
+    };
     let mut engines = Vec::with_capacity(shards.len());
     for ((ShardDir { shard, dir }, prepared), cut) in shards.iter().zip(prepared).zip(cuts) {
         let member = Some(Member { joints: joints.clone(), shard: *shard });
@@ -100,10 +105,6 @@ fn find_cuts(
     prepared: &[Prepared],
     recovery: Recovery,
 ) -> Result<Vec<Lsn>> {
-    if recovery == Recovery::Salvage {
-        // Every commit that is intact is wanted, whole or not.
-        return Ok(vec![Lsn(u64::MAX); shards.len()]);
-    }
     let mut logs = Vec::with_capacity(shards.len());
     for (ShardDir { dir, .. }, prepared) in shards.iter().zip(prepared) {
         logs.push(open::read_joint_log(fs, dir, recovery, &prepared.state)?);

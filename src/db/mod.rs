@@ -23,6 +23,8 @@ pub(crate) mod guard;
 pub(crate) mod jobs;
 #[expect(dead_code, reason = "what databases over several shards are built on")]
 pub(crate) mod joint;
+#[cfg(test)]
+mod joint_crash;
 pub(crate) mod keyspace;
 pub(crate) mod once;
 pub(crate) mod open;

@@ -57,7 +57,7 @@ use crate::runtime::Runtime;
 use crate::table::{BlockCache, Origin, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
-use crate::write::closing::Member;
+use crate::write::closing::{Member, Rule};
 use crate::write::commit::Pipeline;
 use crate::write::log::Logs;
 
@@ -198,7 +198,8 @@ pub(crate) fn recover(
     let lease = lease.max(state.seqno_lease());
     recovery.edit.replay_from = Some(first_lsn);
     let given_up = recovery.read_upto.min(first_lsn);
-    if recovery.member.is_some() && given_up < first_lsn {
+    let says = |member: &Member| member.joints.keeps(Rule::Void);
+    if recovery.member.as_ref().is_some_and(says) && given_up < first_lsn {
         recovery.edit.voids = vec![(given_up, first_lsn)];
     }
     recovery.edit.seqno_lease = Some(lease);
