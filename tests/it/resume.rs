@@ -8,7 +8,9 @@ use esker::fs::fault::{Fault, FaultFs, FaultKind};
 use esker::fs::intercept::Select;
 use esker::fs::sim::{SimFs, Survival};
 use esker::runtime::Runtime;
-use esker::{BreakerState, Db, DegradedCause, Durability, ErrorKind, KeyspaceOptions, Options};
+use esker::{
+    BreakerState, Db, DegradedCause, Durability, ErrorKind, KeyspaceOptions, Options, ReadMode,
+};
 
 const DIR: &str = "/db";
 
@@ -110,6 +112,43 @@ fn a_failed_table_is_written_again() {
     let causes = [DegradedCause::Table];
     break_and_resume(Fault::new(FaultKind::FailedSync).on(on.clone().name("sync")).nth(2), &causes);
     break_and_resume(Fault::new(FaultKind::Io).on(on.name("write")).nth(4), &causes);
+}
+
+/// Each read of a compaction fails in turn, with everything that was acknowledged in its input.
+#[test]
+fn a_compaction_that_cannot_read_keeps_its_input() {
+    let mut failed = 0;
+    loop {
+        let sim = SimFs::new();
+        let fs = FaultFs::over_sim(sim.clone());
+        let mut options = Options::tiny();
+        (options.threads, options.read_mode) = (1, ReadMode::Mapped);
+        let db = Db::open_on(Arc::new(fs.clone()), Runtime::stepper(failed), DIR, options).unwrap();
+        (0..60).for_each(|i| db.put(key(i % 40), format!("value {i}")).unwrap());
+        (0..7).for_each(|i| db.delete(key(i)).unwrap());
+        db.flush().unwrap();
+        db.settle().unwrap();
+        let entries = |db: &Db| db.iter().map(|entry| entry.unwrap()).collect::<Vec<_>>();
+        let before = entries(&db);
+        // Only compactions read: others look into mappings.
+        let reads = Select::all().name("read").file(".table");
+        fs.arm(Fault::new(FaultKind::Io).on(reads).nth(failed));
+        let compacted = db.compact_range::<&[u8]>(..);
+        if fs.fired() == 0 {
+            compacted.unwrap();
+            break;
+        }
+        compacted.unwrap_err();
+        failed += 1;
+        assert_eq!(entries(&db), before);
+        let after_cut = open(sim.snapshot().crash(&Survival::NothingUnsynced));
+        assert_eq!(entries(&after_cut), before);
+        fs.heal();
+        db.resume().unwrap();
+        db.compact_range::<&[u8]>(..).unwrap();
+        assert_eq!(entries(&db), before);
+    }
+    assert!(failed >= 4, "hardly anything was read: {failed}");
 }
 
 #[test]

@@ -10,31 +10,7 @@
 //! - `golden`: the order of syncs as text.
 //! - `toolkit`: what is promised exactly once, crashed everywhere. `ingest`: the same of the queue.
 //!
-//! # What fails without each rule
-//!
-//! The rules are those of `docs/DURABILITY.md`. *enum* is
-//! [`every_crash_leads_to_a_state_that_was_promised`]; a name in quotation marks is the place that
-//! `sabotage` switches off to see *enum* fail.
-//!
-//! | rule | what notices |
-//! |---|---|
-//! | 1 the log is durable before an edit that outruns it | enum: "log.sync", "log.sync.older", "manifest.append.sync", "table.sync", "table.sync_dir" |
-//! | 2 replay skips by sequence number; memtables in order | enum, by its counters and appends: an operand that is applied twice is another state |
-//! | 3 reserved, copied, durable: prefixes; a failed write stops publication | enum with its bursts of threads; `faults` with `ShortWrite` and `Io` on "store" |
-//! | 4 resume at one cut, in one edit | `faults`, where a full disk heals by itself; `resume.rs` |
-//! | 5 views and snapshots agree with the visible number | not a matter of crashes: `model`, `concurrency.rs` |
-//! | 6 torn tail or corruption; later logs are discarded | enum: no plain crash is refused; `damage`: what is witnessed is; "log.create.sync_dir", "log.create.sync" |
-//! | 7 inputs are deleted one record later | `damage`: a flipped bit in the last edit leaves a database that opens; `golden` pins the order |
-//! | 8 numbers are leased, never reused | enum over reopened sessions: two crashes in a row and more |
-//! | 9 drops: in the order of commits, ids never reused | enum: keyspaces of the same names are created and dropped again and again |
-//! | 10 idle keyspaces do not pin the log | not a matter of crashes: `model`, the engine's own tests |
-//! | 11 large batches have a log of their size | enum: the action `large`, 800 to 6000 bytes where a log has 1024 |
-//! | 12 the memtable's splits under readers | not a matter of crashes: the memtable's own tests |
-//! | 13 checkpoints, 18 shards | do not exist yet |
-//! | 15 the queue's log is cut only before what the database has on the disk, and is durable before its effects | `ingest` |
-//! | 16 `commit_once`: token and effect in one record, a watermark decides what is too old | `toolkit`; `once.rs` |
-//! | 14 the lock | `bad_input.rs`, the file systems' own tests |
-//! | 17 stores into the log are calls, torn in the middle and written back in any order | enum takes a moment in the middle of each; policy 6 tears at 1, 16, 512 and 4096 bytes |
+//! Which of these tests fails without which rule says `docs/KNOWN_BUGS.md`.
 //!
 //! # Settings
 //!
