@@ -14,10 +14,14 @@
 //!
 //! # Settings
 //!
-//! `ESKER_CRASH_SEED`, `ESKER_CRASH_ACTIONS` (1000), `ESKER_CRASH_SECONDS` (30, for
-//! crashes in a row), `ESKER_CRASH_CASE`
-//! (printed with a violation; shows it alone); `ESKER_FAULT_ACTIONS` (300), `ESKER_FAULT_SECONDS`
-//! (30), `ESKER_FAULT_CASE`; `ESKER_FLIP_ALL=1` for all pairs of codec and read mode.
+//! `ESKER_CRASH_SEED`, `ESKER_CRASH_ACTIONS` (1000); `ESKER_CRASH_STATES` (500,000) different states
+//! of single crashes; `ESKER_CRASH_SECONDS` (45) of crashes in a row; `ESKER_CRASH_CASE` (printed
+//! with a violation; shows it alone). `ESKER_FAULT_ACTIONS` (500), `ESKER_FAULT_SECONDS` (420),
+//! `ESKER_FAULT_CASE`. `ESKER_DAMAGE_SEED`, `ESKER_FLIP_SECONDS` (300) for every bit as it is read by
+//! default, `ESKER_FLIP_OTHERS_SECONDS` for each other pair of codec and read mode,
+//! `ESKER_CUT_SECONDS`, `ESKER_DAMAGE_CASE`. `ESKER_PROGRAM_VERBS` (2), `ESKER_PROGRAM_SEEDS` (8),
+//! `ESKER_PROGRAM_SECONDS` (60) for what goes beyond all programs of so many verbs. Quotas are for a
+//! quiet machine of two cores; what was covered within them is printed.
 
 mod case;
 mod damage;
@@ -58,7 +62,7 @@ fn plan() -> Plan {
         random: 3,
         subsets_max: setting("ESKER_CRASH_SUBSETS", 4) as usize,
         singles: 1,
-        again_every: 16,
+        again_every: 12,
         deeper_every: Vec::new(),
         quota: Duration::MAX,
         threads: settings::workers(),
@@ -106,6 +110,36 @@ fn runs_are_deterministic() {
         run.shots.iter().map(|shot| shot.label.clone()).collect()
     };
     assert_eq!(labels(&first), labels(&second));
+}
+
+/// Every background job goes on in steps between which users commit, so that crashes find it half
+/// done with newer commits beside it.
+#[test]
+fn users_commit_between_the_steps_of_every_background_job() {
+    // What the calls of a job have in their labels.
+    const JOBS: [(&str, &str); 6] = [
+        ("flush", "[flush]"),
+        ("compaction", "[compaction]"),
+        ("rotation of the log", "[log.create"),
+        ("sync of the log", "[log.sync]"),
+        ("rotation of the manifest", "[manifest.c"),
+        ("removal of files", " remove "),
+    ];
+    let mut counts = JOBS.map(|_| (0, 0));
+    for seed in 1..=30 {
+        for shot in Workload::new(seed, 300).run().shots {
+            let by_user = ["user", "writer"].iter().any(|name| shot.label.starts_with(name));
+            let job = JOBS.iter().position(|(_, part)| shot.label.contains(part));
+            if let Some(job) = job.filter(|_| !by_user) {
+                counts[job].0 += 1;
+                counts[job].1 += u64::from(shot.meanwhile > 0);
+            }
+        }
+    }
+    for ((job, _), (steps, between)) in JOBS.iter().zip(counts) {
+        println!("{job}: {steps} steps in the background, before {between} users committed");
+        assert!(between > 0, "{job}: never, of {steps}");
+    }
 }
 
 /// One workload after the other, until enough different states were reached.

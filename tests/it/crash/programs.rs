@@ -17,7 +17,7 @@ fn plan() -> Plan {
         random: 2,
         subsets_max: 10,
         singles: 4,
-        again_every: 16,
+        again_every: 12,
         deeper_every: Vec::new(),
         quota: Duration::MAX,
         threads: settings::workers(),
