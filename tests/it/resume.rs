@@ -181,6 +181,37 @@ fn a_full_disk_heals_by_itself() {
     }
 }
 
+/// Bug: a `resume` on a full disk never returned, and the disk never healed, whatever space there
+/// was. Cause: it waits until no job runs, and looking for space is a job, which the workers began
+/// anew as soon as it had ended. Fix: nobody looks while a repair is under way.
+#[test]
+fn a_resume_on_a_full_disk_returns() {
+    let fs = FaultFs::over_sim(SimFs::new());
+    let db = open(fs.clone());
+    fs.arm(Fault::new(FaultKind::NoSpace).on(Select::all().name("store")).until_healed());
+    let full = db.put("a", "1").unwrap_err();
+    assert_eq!(full.kind(), &ErrorKind::NoSpace);
+    let (ended, end) = std::sync::mpsc::channel();
+    let resuming = db.clone();
+    let resumer = std::thread::spawn(move || {
+        for _ in 0..20 {
+            // Fails, for want of space or because the search for it is just resuming.
+            resuming.resume().unwrap_err();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        ended.send(()).unwrap();
+    });
+    end.recv_timeout(std::time::Duration::from_secs(120)).expect("it returns");
+    resumer.join().unwrap();
+    fs.heal();
+    let since = std::time::Instant::now();
+    while db.put("b", "2").is_err() {
+        assert!(since.elapsed().as_secs() < 60, "it does not heal");
+        std::thread::yield_now();
+    }
+    assert_eq!(db.get("b").unwrap().unwrap(), *"2");
+}
+
 /// Bug: a drop that was the first thing after a resume failed and left the keyspace neither dead
 /// nor alive: its handles refused, the next open brought it back. Cause: it waited for the last
 /// number given out, which was of a commit that the failure lost. Fix: it waits until that number
