@@ -71,8 +71,8 @@ pub fn steps(base: u64, round: u64, workers: u64, power_cuts: bool) -> Vec<Step>
     tests("faults", "crash::faults::every_call", &faults);
     let flips = [
         ("ESKER_DAMAGE_SEED", seed),
-        ("ESKER_FLIP_ALL", 1),
         ("ESKER_FLIP_SECONDS", 15),
+        ("ESKER_FLIP_OTHERS_SECONDS", 15),
         ("ESKER_CUT_SECONDS", 15),
     ];
     tests("flips and cuts", "crash::damage", &flips);

@@ -35,6 +35,7 @@ use crate::version::{Added, LEVEL_LAST, Version};
 impl Engine {
     /// Writes all frozen memtables of a keyspace as one run of level 0.
     pub fn flush_frozen(&self, tree: &Arc<Tree>) -> Result<()> {
+        let _site = fs::site("flush");
         let view = tree.view_arc();
         let Some(newest) = view.frozen.first() else { return Ok(()) };
         // Their last commits may still be inserting.
@@ -122,6 +123,7 @@ impl Engine {
 
     /// Runs a compaction that was planned.
     pub fn compact(&self, tree: &Arc<Tree>, plan: &Plan) -> Result<()> {
+        let _site = fs::site("compaction");
         let facts = if plan.delete_only {
             self.sync_before_removal()?;
             Vec::new()

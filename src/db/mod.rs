@@ -64,7 +64,9 @@ use crate::write::pressure::Pressure;
 /// can be given where a `&Keyspace` is wanted.
 ///
 /// Dropping the last handle syncs the logs and stops the background threads; [`Db::close`] also
-/// flushes, which makes the next open fast.
+/// flushes, which makes the next open fast. A [`Keyspace`], a [`Batch`] (a committed one too) and a
+/// [`Snapshot`] are handles: as long as one is left the database is open, and opening it again
+/// fails with `Locked`.
 #[derive(Clone)]
 pub struct Db {
     default: Keyspace,
@@ -101,6 +103,11 @@ impl Db {
     }
 
     /// Opens a database on a file system and a runtime of the caller's: for tests.
+    ///
+    /// `fs` may be the simulated disk of [`crate::fs::sim`], the real one, or a wrapper of the
+    /// caller's that implements the three traits of [`crate::fs`]; `crate::fs` shows a whole check.
+    /// With [`Runtime::stepper`] background work is done in turns on a seed's schedule, with
+    /// [`Runtime::alone`] not at all, which is enough to open, read, and commit a little.
     ///
     /// # Errors
     /// As [`Db::open`].

@@ -181,7 +181,9 @@ impl Engine {
     fn find_job(&self, state: &mut State) -> Option<Job> {
         if let Err(error) = self.pipeline.breaker.check() {
             let full = matches!(error.kind(), ErrorKind::NoSpace);
-            return (full && state.running_jobs == 0).then_some(Job::Probe);
+            // A repair waits until no job runs; one probe after the other would keep it waiting.
+            let may_probe = full && !self.pipeline.breaker.is_being_repaired();
+            return (may_probe && state.running_jobs == 0).then_some(Job::Probe);
         }
         let trees = self.trees.load();
         let frozen_bytes = |tree: &&Arc<Tree>| -> usize {

@@ -196,6 +196,25 @@ pub trait LogRegion: Send + Sync + fmt::Debug {
 /// Holds a lock until it drops.
 pub trait Lock: Send + Sync + fmt::Debug {}
 
+/// A whole file is read in pieces of so many bytes.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// The first `bytes` bytes of a file, read and not mapped: a sector that the disk cannot read is an
+/// error then, and no signal. Takes memory only as the bytes arrive, so that a length that is
+/// wrong costs an error and not all the memory there is.
+///
+/// # Errors
+/// `UnexpectedEof` if the file has fewer bytes, and those of the file system.
+pub(crate) fn read_first(file: &dyn File, bytes: u64) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    while (all.len() as u64) < bytes {
+        let at = all.len();
+        all.resize(at + (bytes - at as u64).min(PIECE_BYTES) as usize, 0);
+        file.read_at(&mut all[at..], at as u64)?;
+    }
+    Ok(all)
+}
+
 #[cfg(any(test, feature = "testing"))]
 thread_local! {
     static SITE: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
@@ -274,6 +293,23 @@ impl Drop for Site {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Bug: an open took memory for as many bytes as a manifest was said to have, and aborted.
+    /// Cause: the buffer was made before anything was read. Fix: it grows with what arrives.
+    #[test]
+    fn a_length_that_is_wrong_costs_an_error_and_no_memory() {
+        let disk = sim::SimFs::new();
+        let file = disk.create(Path::new("/a")).unwrap();
+        let bytes: Vec<u8> = (0..3 << 20).map(|i: u32| (i >> 7) as u8).collect();
+        file.write_at(0, &bytes).unwrap();
+        for len in [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 3 << 20] {
+            assert!(read_first(&*file, len).unwrap() == bytes[..len as usize], "{len}");
+        }
+        for len in [(3 << 20) + 1, 1 << 40, u64::MAX] {
+            let error = read_first(&*file, len).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        }
+    }
 
     #[test]
     fn sites_nest() {

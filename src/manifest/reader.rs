@@ -135,9 +135,12 @@ pub(super) fn read(fs: &Arc<dyn Fs>, path: &Path, bytes_max: u64) -> Result<Vec<
         let expected = format!("at most {bytes_max} bytes");
         return Err(Error::corruption(path, 0, expected, format!("{len}")));
     }
-    let mut bytes = vec![0; len as usize];
-    file.read_at(&mut bytes, 0).map_err(|e| Error::io("read", path, e))?;
-    Ok(bytes)
+    fs::read_first(&*file, len).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            Error::corruption(path, 0, format!("{len} bytes, as its length says"), "fewer")
+        }
+        _ => Error::io("read", path, error),
+    })
 }
 
 fn read_header(bytes: &[u8], number: FileNumber, path: &Path) -> Result<FileHeader> {

@@ -84,7 +84,11 @@ fn id_at_its_place(bytes: &[u8]) -> FileId {
 /// The whole file, with zeros where it cannot be read.
 fn read_what_can_be(file: &dyn File, path: &Path) -> Result<Vec<u8>> {
     let len = file.len().map_err(|e| Error::io("measure", path, e))?;
-    let mut bytes = vec![0; len as usize];
+    let mut bytes = Vec::new();
+    // A length that is wrong must not end the process.
+    let reserved = bytes.try_reserve_exact(usize::try_from(len).unwrap_or(usize::MAX));
+    reserved.map_err(|_| Error::io("read", path, std::io::ErrorKind::OutOfMemory.into()))?;
+    bytes.resize(len as usize, 0);
     read_pieces(file, 0..len, &mut bytes, &PIECE_BYTES);
     Ok(bytes)
 }

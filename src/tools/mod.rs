@@ -24,10 +24,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{HEADER_BYTES, LOCK};
-use crate::fs::{File, Fs, Lock};
+use crate::fs::{self, File, Fs, Lock};
 
-/// The whole of a file, read and not mapped: a sector that the disk cannot read is then an error
-/// and not a signal.
+/// The whole of a file.
 fn read(fs: &Arc<dyn Fs>, path: &Path) -> Result<Vec<u8>> {
     let file = fs.open(path).map_err(|e| Error::io("open", path, e))?;
     let len = file.len().map_err(|e| Error::io("measure", path, e))?;
@@ -35,9 +34,7 @@ fn read(fs: &Arc<dyn Fs>, path: &Path) -> Result<Vec<u8>> {
 }
 
 fn read_start(file: &dyn File, path: &Path, len: u64) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; len as usize];
-    file.read_at(&mut bytes, 0).map_err(|e| Error::io("read", path, e))?;
-    Ok(bytes)
+    fs::read_first(file, len).map_err(|e| Error::io("read", path, e))
 }
 
 /// The bytes of a file where its header should be, fewer if it is shorter.

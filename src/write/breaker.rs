@@ -257,6 +257,11 @@ impl Breaker {
         inner.failure.as_ref().map(|failure| failure.cause)
     }
 
+    /// True while a repair is under way.
+    pub fn is_being_repaired(&self) -> bool {
+        self.inner.lock().repairing
+    }
+
     /// The repair has failed: back to open.
     pub fn reopen(&self) {
         let mut inner = self.inner.lock();

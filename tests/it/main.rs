@@ -10,6 +10,7 @@ mod concurrency;
 mod corpus;
 #[cfg(feature = "testing")]
 mod crash;
+mod docs;
 mod examples;
 #[cfg(feature = "testing")]
 mod fixture;
@@ -24,7 +25,7 @@ mod model;
 mod once;
 #[cfg(feature = "testing")]
 mod overload;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "testing"))]
 mod process;
 #[cfg(feature = "testing")]
 mod regressions;
@@ -34,7 +35,7 @@ mod repair;
 mod resume;
 #[cfg(feature = "testing")]
 mod salvage;
-#[cfg(any(unix, feature = "testing"))]
+#[cfg(feature = "testing")]
 mod settings;
 #[cfg(feature = "testing")]
 mod toolkit;

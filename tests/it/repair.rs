@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use esker::fs::Fs;
-use esker::fs::sim::{Image, Phase, SimFs};
+use esker::fs::fault::{Fault, FaultFs, FaultKind};
+use esker::fs::intercept::Select;
+use esker::fs::sabotage::{Damage, SabotageFs};
+use esker::fs::sim::{Image, Phase, SimFs, Survival};
 use esker::runtime::Runtime;
 use esker::tools::{RepairMode, RepairReport, repair_on, verify_on};
 use esker::{Append, Counter, Db, Durability, KeyspaceOptions, Options};
@@ -321,12 +324,20 @@ fn foreign_files_stay_where_they_are() {
     }
 }
 
-/// Every call of a repair as the last one, and what a second repair makes of what is left.
-fn crash_everywhere(damaged: &SimFs) -> usize {
-    let expected = {
+/// Every call of a repair as the last one, what a second repair makes of what is left, and whether
+/// what was given up is still there. `wrap` stands between the first repair and the disk.
+fn crash_everywhere(damaged: &SimFs, wrap: &dyn Fn(SimFs) -> Arc<dyn Fs>) -> Result<usize, String> {
+    // All of it is on the disk, so that what is lost was lost by the repair.
+    let damaged = damaged.snapshot().crash(&Survival::Everything);
+    let through = |fs: Arc<dyn Fs>| {
+        repair_on(&fs, dir(), RepairMode::InPlace, &Options::tiny(), &mut |_| {}).unwrap()
+    };
+    let (expected, given_up) = {
         let disk = damaged.snapshot().kill();
-        repair(&disk, RepairMode::InPlace).unwrap();
-        contents(&open(&disk).unwrap())
+        let report = repair(&disk, RepairMode::InPlace).unwrap();
+        let bytes = |name: &String| damaged.contents(&dir().join(name)).unwrap();
+        let given_up: Vec<Vec<u8>> = report.moved.iter().map(bytes).collect();
+        (contents(&open(&disk).unwrap()), given_up)
     };
     let disk = damaged.snapshot().kill();
     let images = Arc::new(Mutex::new(Vec::new()));
@@ -336,26 +347,34 @@ fn crash_everywhere(damaged: &SimFs) -> usize {
             sink.lock().unwrap().push((call.to_string(), disk.snapshot()));
         }
     }));
-    repair(&disk, RepairMode::InPlace).unwrap();
+    through(wrap(disk.clone()));
     disk.clear_hook();
     let images = images.lock().unwrap();
     let mut states = 0;
     for (i, (call, image)) in images.iter().enumerate() {
         for survival in image.survivals(4, 4, i as u64) {
+            let when = format!("after {call}, {survival:?}");
             let left = image.crash(&survival);
-            let again = repair(&left, RepairMode::InPlace);
-            let again = again.unwrap_or_else(|e| panic!("after {call}, {survival:?}: {e}"));
-            let db = open(&left);
-            let db = db.unwrap_or_else(|e| panic!("after {call}, {survival:?}: {e}\n{again}"));
-            assert_eq!(contents(&db), expected, "after {call}, {survival:?}:\n{again}");
+            let again = repair(&left, RepairMode::InPlace).map_err(|e| format!("{when}: {e}"))?;
+            let db = open(&left).map_err(|e| format!("{when}: {e}\n{again}"))?;
+            if contents(&db) != expected {
+                return Err(format!("{when}: other contents\n{again}"));
+            }
+            let lost = dir().join("lost");
+            let names = left.list(&lost).unwrap_or_default();
+            let kept: Vec<_> =
+                names.iter().map(|n| left.contents(&lost.join(n)).unwrap()).collect();
+            if !given_up.iter().all(|bytes| kept.contains(bytes)) {
+                return Err(format!("{when}: what was given up is not in lost\n{again}"));
+            }
             states += 1;
         }
     }
-    states
+    Ok(states)
 }
 
-#[test]
-fn a_crash_at_any_call_of_a_repair_is_repaired_to_the_same() {
+/// Databases to repair, by what is wrong with them.
+fn damaged() -> [(&'static str, SimFs); 3] {
     let (image, _) = database();
     let lost = image.kill();
     remove_all(&lost, "manifest");
@@ -366,7 +385,44 @@ fn a_crash_at_any_call_of_a_repair_is_repaired_to_the_same() {
     remove_all(&both, "CURRENT");
     remove_all(&both, "manifest");
     flip(&both, &table, 140);
-    for (what, disk) in [("no manifest", lost), ("a damaged table", damaged), ("both", both)] {
-        println!("{what}: {} crashes", crash_everywhere(&disk));
+    [("no manifest", lost), ("a damaged table", damaged), ("both", both)]
+}
+
+#[test]
+fn a_crash_at_any_call_of_a_repair_is_repaired_to_the_same() {
+    for (what, disk) in damaged() {
+        let states = crash_everywhere(&disk, &|disk| Arc::new(disk)).unwrap();
+        println!("{what}: {states} crashes");
+    }
+}
+
+/// As the score of `crash::sabotage`, for the places that only repairs come to.
+#[test]
+fn every_sync_of_a_repair_that_is_left_out_is_noticed() {
+    // Files are copied where they cannot be linked.
+    let no_links = |disk: SimFs| {
+        let fs = FaultFs::over_sim(disk);
+        fs.arm(Fault::new(FaultKind::Io).on(Select::all().name("link")).until_healed());
+        Arc::new(fs)
+    };
+    let disks = damaged();
+    for place in ["lost.sync", "lost.sync_dir", "repair.table.sync_dir"] {
+        let noticed = disks.iter().find_map(|(_, damaged)| {
+            let wrap = |disk: SimFs| -> Arc<dyn Fs> {
+                let on = Select::all().site(place);
+                Arc::new(SabotageFs::all(no_links(disk), Damage::Skip, on))
+            };
+            crash_everywhere(damaged, &wrap).err()
+        });
+        match (noticed, place) {
+            (Some(text), _) => {
+                println!("noticed    {place}: {}", text.lines().next().unwrap_or_default());
+                assert_ne!(place, "repair.table.sync_dir", "said to be redundant, and noticed");
+            }
+            // Before CURRENT names the manifest that names the tables, the directory is synced
+            // again for the names of the log and of that manifest: as "open.table.sync_dir".
+            (None, "repair.table.sync_dir") => println!("redundant  {place}"),
+            (None, _) => panic!("{place} is left out and nobody notices"),
+        }
     }
 }

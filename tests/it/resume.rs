@@ -8,7 +8,9 @@ use esker::fs::fault::{Fault, FaultFs, FaultKind};
 use esker::fs::intercept::Select;
 use esker::fs::sim::{SimFs, Survival};
 use esker::runtime::Runtime;
-use esker::{BreakerState, Db, DegradedCause, Durability, ErrorKind, KeyspaceOptions, Options};
+use esker::{
+    BreakerState, Db, DegradedCause, Durability, ErrorKind, KeyspaceOptions, Options, ReadMode,
+};
 
 const DIR: &str = "/db";
 
@@ -112,6 +114,43 @@ fn a_failed_table_is_written_again() {
     break_and_resume(Fault::new(FaultKind::Io).on(on.name("write")).nth(4), &causes);
 }
 
+/// Each read of a compaction fails in turn, with everything that was acknowledged in its input.
+#[test]
+fn a_compaction_that_cannot_read_keeps_its_input() {
+    let mut failed = 0;
+    loop {
+        let sim = SimFs::new();
+        let fs = FaultFs::over_sim(sim.clone());
+        let mut options = Options::tiny();
+        (options.threads, options.read_mode) = (1, ReadMode::Mapped);
+        let db = Db::open_on(Arc::new(fs.clone()), Runtime::stepper(failed), DIR, options).unwrap();
+        (0..60).for_each(|i| db.put(key(i % 40), format!("value {i}")).unwrap());
+        (0..7).for_each(|i| db.delete(key(i)).unwrap());
+        db.flush().unwrap();
+        db.settle().unwrap();
+        let entries = |db: &Db| db.iter().map(|entry| entry.unwrap()).collect::<Vec<_>>();
+        let before = entries(&db);
+        // Only compactions read: others look into mappings.
+        let reads = Select::all().name("read").file(".table");
+        fs.arm(Fault::new(FaultKind::Io).on(reads).nth(failed));
+        let compacted = db.compact_range::<&[u8]>(..);
+        if fs.fired() == 0 {
+            compacted.unwrap();
+            break;
+        }
+        compacted.unwrap_err();
+        failed += 1;
+        assert_eq!(entries(&db), before);
+        let after_cut = open(sim.snapshot().crash(&Survival::NothingUnsynced));
+        assert_eq!(entries(&after_cut), before);
+        fs.heal();
+        db.resume().unwrap();
+        db.compact_range::<&[u8]>(..).unwrap();
+        assert_eq!(entries(&db), before);
+    }
+    assert!(failed >= 4, "hardly anything was read: {failed}");
+}
+
 #[test]
 fn a_full_disk_heals_by_itself() {
     let sim = SimFs::new();
@@ -140,6 +179,37 @@ fn a_full_disk_heals_by_itself() {
     for i in 0..acknowledged {
         assert!(db.contains(key(i)).unwrap());
     }
+}
+
+/// Bug: a `resume` on a full disk never returned, and the disk never healed, whatever space there
+/// was. Cause: it waits until no job runs, and looking for space is a job, which the workers began
+/// anew as soon as it had ended. Fix: nobody looks while a repair is under way.
+#[test]
+fn a_resume_on_a_full_disk_returns() {
+    let fs = FaultFs::over_sim(SimFs::new());
+    let db = open(fs.clone());
+    fs.arm(Fault::new(FaultKind::NoSpace).on(Select::all().name("store")).until_healed());
+    let full = db.put("a", "1").unwrap_err();
+    assert_eq!(full.kind(), &ErrorKind::NoSpace);
+    let (ended, end) = std::sync::mpsc::channel();
+    let resuming = db.clone();
+    let resumer = std::thread::spawn(move || {
+        for _ in 0..20 {
+            // Fails, for want of space or because the search for it is just resuming.
+            resuming.resume().unwrap_err();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        ended.send(()).unwrap();
+    });
+    end.recv_timeout(std::time::Duration::from_secs(120)).expect("it returns");
+    resumer.join().unwrap();
+    fs.heal();
+    let since = std::time::Instant::now();
+    while db.put("b", "2").is_err() {
+        assert!(since.elapsed().as_secs() < 60, "it does not heal");
+        std::thread::yield_now();
+    }
+    assert_eq!(db.get("b").unwrap().unwrap(), *"2");
 }
 
 /// Bug: a drop that was the first thing after a resume failed and left the keyspace neither dead

@@ -6,7 +6,8 @@
 //!    opens every table that the manifest names.
 //! 2. All keyspaces together are S_k for one k in [lo, hi].
 //! 3. No file is there that the database does not need, and none is missing.
-//! 4. A second open finds the same S_k.
+//! 4. On a sample, a second open finds the same S_k; then it is written on, the power cut, and
+//!    S_k found with what was written.
 //! 5. On a sample, a run goes on from there: it recovers, commits, flushes, compacts, closes; and
 //!    is crashed at each of *its* calls in the same ways. During the recovery of a disk after a
 //!    power cut lo = hi = k: a second crash leads to exactly the same state. During that of a
@@ -30,7 +31,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::crash::case::{Case, report};
 use crate::crash::ends::{End, ends};
 use crate::crash::oracle::Reading;
-use crate::crash::recovery::{found_on, recover};
+use crate::crash::recovery::{found_on, recover, write_on};
 use crate::crash::workload::{Run, Shot, Workload};
 
 /// How thoroughly a run is enumerated.
@@ -44,7 +45,7 @@ pub struct Plan {
     pub subsets_max: usize,
     /// Otherwise so many single drops and as many single keeps.
     pub singles: usize,
-    /// One in so many cases is opened a second time.
+    /// One in so many states is opened a second time, and written on.
     pub again_every: usize,
     /// One in so many cases goes on and is crashed again; by depth.
     pub deeper_every: Vec<usize>,
@@ -60,6 +61,8 @@ pub struct Counts {
     /// Disks that were not in the ledger before.
     pub states: u64,
     pub opens: u64,
+    /// States that were written on after their recovery, apart from crashes in a row.
+    pub written_on: u64,
     pub by_depth: Vec<u64>,
     pub moments: u64,
     pub runs: u64,
@@ -81,6 +84,7 @@ impl Counts {
             ("crash cases", self.total()),
             ("second crashes", at(1)),
             ("third crashes", at(2)),
+            ("states written on after the recovery", self.written_on),
         ]);
     }
 
@@ -91,6 +95,7 @@ impl Counts {
         }
         self.states += other.states;
         self.opens += other.opens;
+        self.written_on += other.written_on;
         self.moments += other.moments;
         self.runs += other.runs;
         self.complete += other.complete;
@@ -116,6 +121,7 @@ impl fmt::Display for Counts {
             self.states as f64 / seconds,
         )?;
         writeln!(f, "  crashes in a row: {:?} cases with 1, 2, 3", self.by_depth)?;
+        writeln!(f, "  {:9}  written on after the recovery, and cut off again", self.written_on)?;
         writeln!(f, "  {kills:9}  held what was acknowledged as Process")?;
         writeln!(f, "  {:9}  held what was acknowledged as Disk", total - kills)?;
         for (policy, count) in &self.cases {
@@ -285,9 +291,10 @@ impl Worker<'_> {
         if (drawn >> 4).is_multiple_of(self.shared.plan.again_every as u64)
             && let Ok(first) = found
         {
-            self.counts.opens += 1;
+            self.counts.opens += 3;
+            self.counts.written_on += 1;
             found = recover(disk, Reading::Forward).and_then(|second| match second == first {
-                true => Ok(first),
+                true => write_on(disk, first).map(|()| first),
                 false => Err("a second open finds another state".to_string()),
             });
         }

@@ -10,38 +10,18 @@
 //! - `golden`: the order of syncs as text.
 //! - `toolkit`: what is promised exactly once, crashed everywhere. `ingest`: the same of the queue.
 //!
-//! # What fails without each rule
-//!
-//! The rules are those of `docs/DURABILITY.md`. *enum* is
-//! [`every_crash_leads_to_a_state_that_was_promised`]; a name in quotation marks is the place that
-//! `sabotage` switches off to see *enum* fail.
-//!
-//! | rule | what notices |
-//! |---|---|
-//! | 1 the log is durable before an edit that outruns it | enum: "log.sync", "log.sync.older", "manifest.append.sync", "table.sync", "table.sync_dir" |
-//! | 2 replay skips by sequence number; memtables in order | enum, by its counters and appends: an operand that is applied twice is another state |
-//! | 3 reserved, copied, durable: prefixes; a failed write stops publication | enum with its bursts of threads; `faults` with `ShortWrite` and `Io` on "store" |
-//! | 4 resume at one cut, in one edit | `faults`, where a full disk heals by itself; `resume.rs` |
-//! | 5 views and snapshots agree with the visible number | not a matter of crashes: `model`, `concurrency.rs` |
-//! | 6 torn tail or corruption; later logs are discarded | enum: no plain crash is refused; `damage`: what is witnessed is; "log.create.sync_dir", "log.create.sync" |
-//! | 7 inputs are deleted one record later | `damage`: a flipped bit in the last edit leaves a database that opens; `golden` pins the order |
-//! | 8 numbers are leased, never reused | enum over reopened sessions: two crashes in a row and more |
-//! | 9 drops: in the order of commits, ids never reused | enum: keyspaces of the same names are created and dropped again and again |
-//! | 10 idle keyspaces do not pin the log | not a matter of crashes: `model`, the engine's own tests |
-//! | 11 large batches have a log of their size | enum: the action `large`, 800 to 6000 bytes where a log has 1024 |
-//! | 12 the memtable's splits under readers | not a matter of crashes: the memtable's own tests |
-//! | 13 checkpoints, 18 shards | do not exist yet |
-//! | 15 the queue's log is cut only before what the database has on the disk, and is durable before its effects | `ingest` |
-//! | 16 `commit_once`: token and effect in one record, a watermark decides what is too old | `toolkit`; `once.rs` |
-//! | 14 the lock | `bad_input.rs`, the file systems' own tests |
-//! | 17 stores into the log are calls, torn in the middle and written back in any order | enum takes a moment in the middle of each; policy 6 tears at 1, 16, 512 and 4096 bytes |
+//! Which of these tests fails without which rule says `docs/KNOWN_BUGS.md`.
 //!
 //! # Settings
 //!
-//! `ESKER_CRASH_SEED`, `ESKER_CRASH_ACTIONS` (1000), `ESKER_CRASH_SECONDS` (30, for
-//! crashes in a row), `ESKER_CRASH_CASE`
-//! (printed with a violation; shows it alone); `ESKER_FAULT_ACTIONS` (300), `ESKER_FAULT_SECONDS`
-//! (30), `ESKER_FAULT_CASE`; `ESKER_FLIP_ALL=1` for all pairs of codec and read mode.
+//! `ESKER_CRASH_SEED`, `ESKER_CRASH_ACTIONS` (1000); `ESKER_CRASH_STATES` (500,000) different states
+//! of single crashes; `ESKER_CRASH_SECONDS` (45) of crashes in a row; `ESKER_CRASH_CASE` (printed
+//! with a violation; shows it alone). `ESKER_FAULT_ACTIONS` (500), `ESKER_FAULT_SECONDS` (420),
+//! `ESKER_FAULT_CASE`. `ESKER_DAMAGE_SEED`, `ESKER_FLIP_SECONDS` (300) for every bit as it is read by
+//! default, `ESKER_FLIP_OTHERS_SECONDS` for each other pair of codec and read mode,
+//! `ESKER_CUT_SECONDS`, `ESKER_DAMAGE_CASE`. `ESKER_PROGRAM_VERBS` (2), `ESKER_PROGRAM_SEEDS` (8),
+//! `ESKER_PROGRAM_SECONDS` (60) for what goes beyond all programs of so many verbs. Quotas are for a
+//! quiet machine of two cores; what was covered within them is printed.
 
 mod case;
 mod damage;
@@ -82,7 +62,7 @@ fn plan() -> Plan {
         random: 3,
         subsets_max: setting("ESKER_CRASH_SUBSETS", 4) as usize,
         singles: 1,
-        again_every: 16,
+        again_every: 12,
         deeper_every: Vec::new(),
         quota: Duration::MAX,
         threads: settings::workers(),
@@ -130,6 +110,36 @@ fn runs_are_deterministic() {
         run.shots.iter().map(|shot| shot.label.clone()).collect()
     };
     assert_eq!(labels(&first), labels(&second));
+}
+
+/// Every background job goes on in steps between which users commit, so that crashes find it half
+/// done with newer commits beside it.
+#[test]
+fn users_commit_between_the_steps_of_every_background_job() {
+    // What the calls of a job have in their labels.
+    const JOBS: [(&str, &str); 6] = [
+        ("flush", "[flush]"),
+        ("compaction", "[compaction]"),
+        ("rotation of the log", "[log.create"),
+        ("sync of the log", "[log.sync]"),
+        ("rotation of the manifest", "[manifest.c"),
+        ("removal of files", " remove "),
+    ];
+    let mut counts = JOBS.map(|_| (0, 0));
+    for seed in 1..=30 {
+        for shot in Workload::new(seed, 300).run().shots {
+            let by_user = ["user", "writer"].iter().any(|name| shot.label.starts_with(name));
+            let job = JOBS.iter().position(|(_, part)| shot.label.contains(part));
+            if let Some(job) = job.filter(|_| !by_user) {
+                counts[job].0 += 1;
+                counts[job].1 += u64::from(shot.meanwhile > 0);
+            }
+        }
+    }
+    for ((job, _), (steps, between)) in JOBS.iter().zip(counts) {
+        println!("{job}: {steps} steps in the background, before {between} users committed");
+        assert!(between > 0, "{job}: never, of {steps}");
+    }
 }
 
 /// One workload after the other, until enough different states were reached.

@@ -210,7 +210,7 @@ fn print_of_name(name: &str) -> u64 {
     print_of_entry(name, b"\0keyspace", b"")
 }
 
-fn print_of_entry(name: &str, key: &[u8], value: &[u8]) -> u64 {
+pub fn print_of_entry(name: &str, key: &[u8], value: &[u8]) -> u64 {
     let mut hasher = Xxh3::new();
     for part in [name.as_bytes(), key, value] {
         hasher.update(&(part.len() as u64).to_le_bytes());

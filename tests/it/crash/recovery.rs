@@ -4,11 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 
 use esker::fs::Fs;
-use esker::fs::sim::SimFs;
+use esker::fs::sim::{SimFs, Survival};
 use esker::runtime::Runtime;
-use esker::{Db, Options};
+use esker::{Db, Durability, Options};
 
-use crate::crash::oracle::{Contents, Reading, check_files, contents_of, print_of};
+use crate::crash::oracle::{Contents, Reading, check_files, contents_of, print_of, print_of_entry};
 use crate::crash::workload::{DIR, dir};
 
 /// Opens, checks and closes.
@@ -19,6 +19,24 @@ pub fn recover(disk: &SimFs, reading: Reading) -> Result<u64, String> {
         print_of(&db, reading).map_err(|error| format!("reading failed: {error}"))
     }));
     result.unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(&*panic))))
+}
+
+/// Opens what was recovered before, which was `print`; commits, loses power, opens: what was there
+/// must be there still, and the commit.
+pub fn write_on(disk: &SimFs, print: u64) -> Result<(), String> {
+    let (key, value) = (b"written on", b"after the recovery");
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let db = open(Arc::new(disk.clone())).map_err(|error| format!("not again: {error}"))?;
+        let mut batch = db.batch();
+        let committed = batch.put(&db, key, value).commit_with(Durability::Disk);
+        committed.map_err(|error| format!("a commit after the recovery failed: {error}"))
+    }));
+    result.unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(&*panic))))?;
+    let after = disk.snapshot().crash(&Survival::NothingUnsynced);
+    match recover(&after, Reading::Forward)? == print ^ print_of_entry("default", key, value) {
+        true => Ok(()),
+        false => Err("a commit after the recovery, or what was there before, is lost".to_string()),
+    }
 }
 
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

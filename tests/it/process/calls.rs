@@ -12,21 +12,26 @@ use crate::settings::{number, tally};
 const KILLED_AT: [(&str, u64); 8] = [
     ("fdatasync", 40),
     ("fsync", 20),
-    ("pwrite64", 200),
+    ("pwrite64", 60),
     ("fallocate", 8),
     ("unlink", 8),
     ("rename", 2),
     ("openat", 30),
     ("ftruncate", 4),
 ];
-/// Failing calls: the log's and the manifest's syncs, the space and the names of new files. (Writes
-/// are not among them: the test's own slots are written by the same call.)
-const FAILING: [(&str, &str); 5] = [
-    ("fdatasync", "EIO"),
-    ("fsync", "EIO"),
-    ("fallocate", "EIO"),
-    ("openat", "EIO"),
-    ("unlink", "EIO"),
+/// Failing calls, and whether tables are read and logs written by calls too: the log's and the
+/// manifest's syncs, the space and the names of new files, reads of tables, writes of every file.
+const FAILING: [(&str, &str, bool); 10] = [
+    ("fdatasync", "EIO", false),
+    ("fsync", "EIO", false),
+    ("fallocate", "EIO", false),
+    ("openat", "EIO", false),
+    ("unlink", "EIO", false),
+    ("pread64", "EIO", true),
+    ("pwrite64", "EIO", true),
+    ("pwrite64", "ENOSPC", true),
+    ("fallocate", "ENOSPC", true),
+    ("fdatasync", "EIO", true),
 ];
 
 /// Whether strace can trace here; says so if not.
@@ -72,7 +77,7 @@ fn nothing_acknowledged_is_lost_to_a_kill_at_a_system_call() {
         let only = format!("trace={call}");
         let inject = format!("inject={call}:signal=KILL:when={nth}");
         let wrapper = ["strace", "-qq", "-f", "-o", "/dev/null", "-e", &only, "-e", &inject];
-        let mut child = rounds.start(&wrapper, None);
+        let mut child = rounds.start(&wrapper, None, round / KILLED_AT.len() as u64 % 2 == 1);
         // Once the parent's end of its standard input is closed, the child ends by itself.
         let ended = wait(&mut child, Duration::from_millis(700));
         drop(child.stdin.take());
@@ -94,7 +99,7 @@ fn a_window_of_failing_calls_is_survived_by_resuming() {
         return;
     }
     let mut rounds = Rounds::new(true, None);
-    for (round, (call, error)) in FAILING.into_iter().enumerate() {
+    for (round, (call, error, by_calls)) in FAILING.into_iter().enumerate() {
         for first in [5 + round as u64, 40] {
             let only = format!("trace={call}");
             let inject = format!("inject={call}:error={error}:when={first}..{}", first + 3);
@@ -106,7 +111,7 @@ fn a_window_of_failing_calls_is_survived_by_resuming() {
             if call == "openat" {
                 wrapper.extend(files);
             }
-            let mut child = rounds.start(&wrapper, Some(400));
+            let mut child = rounds.start(&wrapper, Some(400), by_calls);
             let status = wait(&mut child, Duration::from_secs(120)).expect("it ends");
             let label = format!("{call} failing with {error} from {first} on");
             assert!(status.success(), "{label}: {status}: {}", rounds.said());

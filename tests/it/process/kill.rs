@@ -18,7 +18,7 @@ fn nothing_acknowledged_is_lost_to_a_killed_process() {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut rounds = Rounds::new(false, None);
     for round in 0..kills {
-        let mut child = rounds.start(&[], None);
+        let mut child = rounds.start(&[], None, round % 4 == 3);
         std::thread::sleep(Duration::from_micros(random.u64(5_000..150_000)));
         rounds.kill(&mut child);
         rounds.check(&format!("kill {round}, ESKER_SEED={seed}"), true, random.bool());

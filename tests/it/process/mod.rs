@@ -19,18 +19,21 @@ mod power;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{IoSlice, Read};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::settings::number;
 
+use esker::fs::RealFs;
+use esker::runtime::Runtime;
 use esker::{
     BreakerState, Compression, Counter, Db, Durability, ErrorKind, Filter, Keyspace,
-    KeyspaceOptions, ReadMode,
+    KeyspaceOptions, Options, ReadMode,
 };
 
 const THREADS: usize = 8;
@@ -46,6 +49,9 @@ const DATABASE: &str = "ESKER_PROCESS_DATABASE";
 const SEALED: &str = "ESKER_PROCESS_SEALED";
 /// In the sealed mode: so many steps a thread, with `resume` after errors; then it ends.
 const STEPS: &str = "ESKER_PROCESS_STEPS";
+/// Set where tables are to be read by `pread` and logs written by `pwrite`, so that each of these
+/// calls can fail: through a mapping there is no call, and a failing read is a SIGBUS.
+const BY_CALLS: &str = "ESKER_PROCESS_BY_CALLS";
 
 /// What a step of a writer does.
 enum Step {
@@ -221,7 +227,7 @@ impl Writer {
                 Err(error) => {
                     assert!(is_of_the_disk(&error), "{error}: {:?}", error.kind());
                     // Reads go on.
-                    self.db.get(key(thread, n)).unwrap();
+                    patiently(|| self.db.get(key(thread, n)));
                 }
             }
             // Fails as long as the disk does, or while another thread resumes.
@@ -236,23 +242,48 @@ impl Writer {
 }
 
 fn is_of_the_disk(error: &esker::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Io(_) | ErrorKind::Degraded { .. })
+    matches!(error.kind(), ErrorKind::Io(_) | ErrorKind::Degraded { .. } | ErrorKind::NoSpace)
+}
+
+/// Reads: again, where calls may fail and the disk failed it.
+fn patiently<T>(read: impl Fn() -> esker::Result<T>) -> T {
+    let mut tries = if std::env::var_os(BY_CALLS).is_some() { 100 } else { 1 };
+    loop {
+        tries -= 1;
+        match read() {
+            Ok(found) => return found,
+            Err(error) => {
+                assert!(tries > 0 && matches!(error.kind(), ErrorKind::Io(_)), "{error}");
+            }
+        }
+    }
 }
 
 fn sealed_steps(counts: &Keyspace, thread: usize) -> u64 {
-    let seal = counts.get(format!("steps {thread}")).unwrap();
+    let seal = patiently(|| counts.get(format!("steps {thread}")));
     seal.map_or(0, |seal| Counter::decode(&seal).expect("a counter") as u64)
 }
 
 fn open(dir: &Path) -> esker::Result<(Db, Keyspace, Keyspace)> {
     // The least memory there can be: memtables of 256 KiB and logs of 1 MiB, so that a round sees
     // several of each.
-    let builder = Db::builder(dir).memory(1 << 20).table_bytes(64 << 10).threads(2);
-    let builder = builder.filter(Filter::Bloom { bits_per_key: 10 }).compression(Compression::Lz4);
-    let db = builder.read_mode(ReadMode::Mapped).open()?;
+    let mut options = Options::default();
+    (options.memory, options.table_bytes, options.threads) = (1 << 20, 64 << 10, 2);
+    options.filter = Filter::Bloom { bits_per_key: 10 };
+    options.compression = Compression::Lz4;
+    let db = match std::env::var_os(BY_CALLS) {
+        Some(_) => open_by_calls(dir, options)?,
+        None => Db::open_with(dir, options)?,
+    };
     let twin = db.keyspace("twin", KeyspaceOptions::new())?;
     let counts = db.keyspace("counts", KeyspaceOptions::new().merge(Counter::default()))?;
     Ok((db, twin, counts))
+}
+
+fn open_by_calls(dir: &Path, mut options: Options) -> esker::Result<Db> {
+    options.read_mode = ReadMode::Pread;
+    let fs = Arc::new(RealFs::with_written_logs());
+    Db::open_on(fs, Runtime::threads(), dir, options)
 }
 
 /// The file with a count for each thread.
@@ -260,8 +291,11 @@ fn open_slots(home: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(home.join("acknowledged")).unwrap()
 }
 
+/// By `pwritev`, which nothing else uses: so that tests can fail every `pwrite` of the database.
 fn write_slot(file: &File, thread: usize, count: u64) {
-    file.write_all_at(&count.to_le_bytes(), thread as u64 * 8).unwrap();
+    let bytes = count.to_le_bytes();
+    let written = rustix::io::pwritev(file, &[IoSlice::new(&bytes)], thread as u64 * 8).unwrap();
+    assert_eq!(written, bytes.len());
 }
 
 fn read_slot(file: &File, thread: usize) -> u64 {
@@ -294,7 +328,7 @@ impl Rounds {
     }
 
     /// The child, run by this command if one is given.
-    fn start(&self, wrapper: &[&str], steps: Option<u64>) -> Child {
+    fn start(&self, wrapper: &[&str], steps: Option<u64>, by_calls: bool) -> Child {
         let stderr = File::create(self.home.path().join("stderr")).unwrap();
         let program = std::env::current_exe().unwrap();
         let mut command = match wrapper {
@@ -314,6 +348,9 @@ impl Rounds {
             .stderr(stderr);
         if self.sealed {
             command.env(SEALED, "1");
+        }
+        if by_calls {
+            command.env(BY_CALLS, "1");
         }
         if let Some(steps) = steps {
             command.env(STEPS, steps.to_string());

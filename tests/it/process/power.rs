@@ -77,7 +77,7 @@ fn what_is_durable_survives_a_cut_of_the_file_system() {
     let mount = Mount::new(home.path());
     let mut rounds = Rounds::new(true, Some(&mount.at.join("db")));
     for round in 0..cuts {
-        let mut child = rounds.start(&[], None);
+        let mut child = rounds.start(&[], None, round % 4 == 3);
         std::thread::sleep(Duration::from_micros(random.u64(20_000..600_000)));
         mount.cut(if random.bool() { FLUSH } else { NO_FLUSH });
         // Its writers may have met the error by now, or a mapping's SIGBUS.

@@ -11,15 +11,15 @@ mod script;
 
 pub use crate::crash::workload::script::Verb;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use esker::fs::Fs;
 use esker::fs::sim::{Image, Phase, SimFs};
+use esker::fs::{Fs, current_site};
 use esker::runtime::{Runtime, yield_point};
 use esker::{
     Append, Compression, Counter, Db, Durability, Error, Filter, Keyspace, KeyspaceOptions,
@@ -79,8 +79,10 @@ pub struct Bounds {
 pub struct Shot {
     pub image: Image,
     pub bounds: Bounds,
-    /// The call, and who made it.
+    /// The call, who made it, and the place in the engine that it comes from.
     pub label: String,
+    /// How many steps were begun while the call was waiting for its turn.
+    pub meanwhile: usize,
 }
 
 /// A run as it was.
@@ -122,6 +124,8 @@ thread_local! {
     static PENDING: RefCell<Option<Step>> = const { RefCell::new(None) };
     /// The place that it took.
     static PLACE: RefCell<Option<usize>> = const { RefCell::new(None) };
+    /// How many steps were begun when this thread's call was.
+    static BEGUN: Cell<usize> = const { Cell::new(0) };
 }
 
 /// What the threads of a run share.
@@ -143,8 +147,9 @@ impl Watch {
         if self.is_on.load(Ordering::Relaxed) {
             let name = std::thread::current().name().unwrap_or("user").to_string();
             let label = format!("{:16} {label}", name.trim_start_matches("esker-esker-"));
-            let shot = Shot { image, bounds: self.bounds(), label };
-            self.shots.lock().unwrap().push(shot);
+            let bounds = self.bounds();
+            let meanwhile = bounds.begun.saturating_sub(BEGUN.get());
+            self.shots.lock().unwrap().push(Shot { image, bounds, label, meanwhile });
         }
     }
 
@@ -186,9 +191,12 @@ impl Watch {
             {
                 PLACE.set(Some(watch.begin(step)));
             }
-            if phase != Phase::Before && call.changes() {
+            if phase == Phase::Before {
+                BEGUN.set(watch.bounds().begun);
+            } else if call.changes() {
                 let half = if phase == Phase::Middle { " (half)" } else { "" };
-                watch.shoot(disk.snapshot(), format!("{call}{half}"));
+                let place = current_site().map(|site| format!(" [{site}]")).unwrap_or_default();
+                watch.shoot(disk.snapshot(), format!("{call}{half}{place}"));
             }
             yield_point();
         }));
