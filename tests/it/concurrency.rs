@@ -588,6 +588,18 @@ fn an_operator_that_panics_fails_or_calls_back_harms_nobody_else() {
         let nested = db.get_with("known", |value| db.put("nested", value)).unwrap();
         nested.unwrap().unwrap();
         assert_eq!(db.get("nested").unwrap().unwrap(), *"value");
+        // Or flushes and compacts what it reads from, or panics.
+        for flushed in [false, true] {
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                db.get_with("known", |value| {
+                    db.put("nested", value).unwrap();
+                    db.compact_range::<&str>(..).unwrap();
+                    assert_ne!(value, b"value", "{flushed}");
+                })
+            }));
+            assert!(panicked.is_err());
+            assert_eq!(db.get("nested").unwrap().unwrap(), *"value");
+        }
         db.delete("nested").unwrap();
         db.close().unwrap();
     }
