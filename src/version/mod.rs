@@ -23,6 +23,7 @@ pub(crate) mod cursor;
 pub(crate) mod fixture;
 pub(crate) mod run;
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::{Bound, ControlFlow};
@@ -238,12 +239,29 @@ impl Version<Table> {
             if count == 0 {
                 return Ok(ControlFlow::Continue(()));
             }
-            let candidates = candidates[..count].iter().flatten();
-            candidates.clone().for_each(|table| table.prefetch_filter(hash));
-            for table in candidates {
-                if table.may_contain(hash) && table.visit(key, snapshot, f)?.is_break() {
-                    return Ok(ControlFlow::Break(()));
+            let mut candidates = &candidates[..count];
+            let oldest = if count < CANDIDATES && Finds::are_likely() {
+                candidates.split_off_last().copied().flatten()
+            } else {
+                None
+            };
+            let filtered = candidates.iter().flatten();
+            filtered.clone().for_each(|table| table.prefetch_filter(hash));
+            let mut found = false;
+            for table in filtered {
+                found = table.may_contain(hash) && table.visit(key, snapshot, f)?.is_break();
+                if found {
+                    break;
                 }
+            }
+            if let Some(oldest) = oldest && !found {
+                found = oldest.visit(key, snapshot, f)?.is_break();
+            }
+            if count < CANDIDATES {
+                Finds::note(found);
+            }
+            if found {
+                return Ok(ControlFlow::Break(()));
             }
         }
     }
@@ -259,6 +277,36 @@ impl Version<Table> {
         let within = self.runs().map(|(_, run)| (run, run.within(range)));
         let nonempty = within.filter(|(_, tables)| !tables.is_empty());
         nonempty.map(|(run, tables)| RunCursor::new(Arc::clone(run), tables)).collect()
+    }
+}
+
+thread_local! {
+    static FINDS: Cell<u8> = const { Cell::new(0) };
+}
+
+/// Whether the reads of this thread find what they look for: then the filter of the last table that
+/// can have the key, which will say yes, costs more than it saves. It is three cache misses.
+struct Finds;
+
+impl Finds {
+    const MAX: u8 = 64;
+    /// A read in vain costs as much as so many filters, about.
+    const IN_VAIN: u8 = 16;
+
+    /// True if fewer than one read in seventeen was in vain lately.
+    #[inline]
+    fn are_likely() -> bool {
+        FINDS.get() > Finds::MAX / 2
+    }
+
+    #[inline]
+    fn note(found: bool) {
+        let finds = FINDS.get();
+        FINDS.set(if found {
+            Finds::MAX.min(finds + 1)
+        } else {
+            finds.saturating_sub(Finds::IN_VAIN)
+        });
     }
 }
 
