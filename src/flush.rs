@@ -29,7 +29,7 @@ pub(crate) fn flush<'a>(
     output: &Output<'_>,
 ) -> Result<Vec<TableFacts>> {
     let entries = |memtable: &Arc<Memtable>| Upto::new(memtable.cursor(), upto);
-    let merged = MergeCursor::new(memtables.map(entries).collect());
+    let merged = MergeCursor::new(memtables.map(entries));
     let below = Below::anything();
     let mut survivors = Survivors::new(merged, snapshots, below, operator)?;
     write_tables(&mut survivors, cuts, output)

@@ -68,6 +68,11 @@ pub(crate) fn try_get_with<R, F: FnOnce(ValueRef<'_>) -> R>(
     lookup.outcome.map(Answer::Value)
 }
 
+/// Asks for what reads of these keys will look at in tables, so that their misses overlap.
+pub(crate) fn announce<'k>(view: &View, keys: impl Iterator<Item = &'k [u8]>, snapshot: SeqNo) {
+    keys.for_each(|key| view.version.announce(key, key::hash(key), snapshot));
+}
+
 /// Gives the newest version of `key` at `snapshot`, which is registered, a tombstone too, to
 /// `found`: not folded, so no operator is needed. `None` if the key has no version.
 ///

@@ -57,6 +57,9 @@ const PREFIX_BYTES_MAX: usize = u16::MAX as usize;
 /// Of longer rows the processor notices by itself that they are read in order.
 const ROW_PREFETCHED_BYTES: usize = 256;
 
+/// Some rows of the usual size, as many as the processor takes to notice where it goes.
+const WALK_PREFETCHED_BYTES: usize = 512;
+
 /// Where the parts of a block begin.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Shape {
@@ -195,10 +198,25 @@ impl<'a> Block<'a> {
     /// has come, and that the value's next line is wanted as well.
     #[inline]
     pub fn prefetch_row(&self, index: usize) {
-        if let Some(offset) = self.offset(index) {
+        if index < self.shape.count
+            && let Some(offset) = self.offset(index)
+        {
             let start = self.shape.rows_at + offset;
-            let end = self.offset(index + 1).map_or(self.bytes.len(), |at| self.shape.rows_at + at);
+            let next = if index + 1 < self.shape.count { self.offset(index + 1) } else { None };
+            let end = next.map_or(self.bytes.len(), |next| self.shape.rows_at + next);
             prefetch_lines(self.bytes, start..end.min(start + ROW_PREFETCHED_BYTES));
+        }
+    }
+
+    /// The same for a cursor that goes on from row `index`, towards later rows or earlier ones.
+    #[inline]
+    pub fn prefetch_walk(&self, index: usize, forwards: bool) {
+        if index < self.shape.count
+            && let Some(offset) = self.offset(index)
+        {
+            let start = self.shape.rows_at + offset;
+            let from = if forwards { start } else { start.saturating_sub(WALK_PREFETCHED_BYTES) };
+            prefetch_lines(self.bytes, from..from + WALK_PREFETCHED_BYTES);
         }
     }
 
@@ -383,7 +401,7 @@ fn prefetch_lines(bytes: &[u8], range: Range<usize>) {
         prefetch(bytes, at);
         at += 64;
     }
-    prefetch(bytes, range.end - 1);
+    prefetch(bytes, range.end.saturating_sub(1));
 }
 
 /// The first of the ascending `heads` that is at least `head`, or how many there are.

@@ -222,6 +222,17 @@ impl Table {
         Ok(ControlFlow::Continue(()))
     }
 
+    /// Asks for the front of the block that a lookup of (key, seqno) will read, where it lies in the
+    /// mapping.
+    pub fn prefetch_block(&self, key: &[u8], seqno: SeqNo) {
+        if let (Some(index), Some(mapping)) = (self.index.get(), &self.mapping)
+            && let Ok(place) = index.find(key, seqno).and_then(|ordinal| index.place(ordinal))
+            && let Some(block) = mapping.get(place.start as usize..)
+        {
+            prefetch_front(block);
+        }
+    }
+
     /// A cursor for users' scans: in place where the file is mapped, else through the cache.
     pub fn cursor(self: &Arc<Self>) -> TableCursor {
         TableCursor::shared(Arc::clone(self))

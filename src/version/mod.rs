@@ -224,7 +224,7 @@ impl Version<Table> {
     where
         F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
     {
-        let mut runs = self.level0.iter().chain(&self.deeper);
+        let mut runs = self.nonempty();
         loop {
             let mut candidates: [Option<&Table>; CANDIDATES] = [None; CANDIDATES];
             let mut count = 0;
@@ -254,7 +254,9 @@ impl Version<Table> {
                     break;
                 }
             }
-            if let Some(oldest) = oldest && !found {
+            if let Some(oldest) = oldest
+                && !found
+            {
                 found = oldest.visit(key, snapshot, f)?.is_break();
             }
             if count < CANDIDATES {
@@ -266,17 +268,41 @@ impl Version<Table> {
         }
     }
 
+    /// Asks for what [`Version::visit`] will read of this key first: the misses of several keys
+    /// then overlap.
+    pub(crate) fn announce(&self, key: &[u8], hash: u64, snapshot: SeqNo) {
+        let likely = Finds::are_likely();
+        let mut runs = self.nonempty().peekable();
+        while let Some(run) = runs.next() {
+            if let Some(table) = run.candidate(key) {
+                if likely && runs.peek().is_none() {
+                    table.prefetch_block(key, snapshot);
+                } else {
+                    table.prefetch_filter(hash);
+                }
+            }
+        }
+    }
+
     /// May a table have a version of this key? By ranges and filters; reads no block.
     pub(crate) fn may_hold(&self, key: &[u8], hash: u64) -> bool {
-        let mut runs = self.level0.iter().chain(&self.deeper);
-        runs.any(|run| run.candidate(key).is_some_and(|table| table.may_contain(hash)))
+        self.nonempty().any(|run| run.candidate(key).is_some_and(|table| table.may_contain(hash)))
+    }
+
+    /// The runs that have tables, newest entries first.
+    #[inline]
+    fn nonempty(&self) -> impl Iterator<Item = &Arc<Run>> {
+        self.level0.iter().chain(self.deeper.iter().filter(|run| !run.tables().is_empty()))
     }
 
     /// A cursor for each run that has tables in `range`, over those tables, newest runs first.
-    pub(crate) fn cursors(&self, range: (Bound<&[u8]>, Bound<&[u8]>)) -> Vec<RunCursor> {
-        let within = self.runs().map(|(_, run)| (run, run.within(range)));
+    pub(crate) fn cursors<'a>(
+        &'a self,
+        range: (Bound<&'a [u8]>, Bound<&'a [u8]>),
+    ) -> impl Iterator<Item = RunCursor> + 'a {
+        let within = self.nonempty().map(move |run| (run, run.within(range)));
         let nonempty = within.filter(|(_, tables)| !tables.is_empty());
-        nonempty.map(|(run, tables)| RunCursor::new(Arc::clone(run), tables)).collect()
+        nonempty.map(|(run, tables)| RunCursor::new(Arc::clone(run), tables))
     }
 }
 
