@@ -469,10 +469,10 @@ impl<'a> Recovering<'a> {
     }
 
     fn replay_commit(&mut self, record: &Record<'_>, state: &State, mode: Mode) -> Result<()> {
-        let path = FileKind::Log.path(self.dir, FileNumber(0));
+        let dir = self.dir;
         let bad = |found: &str| {
             let expected = format!("a commit at log position {}", record.lsn.0);
-            Error::corruption(path.with_file_name("log"), record.lsn.0, expected, found)
+            Error::corruption(dir.join("log"), record.lsn.0, expected, found)
         };
         let operations = Operations::new(record.payload).map_err(|e| bad(e.0))?;
         operations.count_checked().map_err(|e| bad(e.0))?;

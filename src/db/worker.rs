@@ -26,6 +26,8 @@ use crate::tree::Tree;
 const PROBE: Duration = Duration::from_millis(200);
 /// Nothing was committed for so long: the database rests.
 const REST: Duration = Duration::from_secs(1);
+/// After so long it begins to clear away tombstones, which cost a scan more than runs do.
+const DENSE_REST: Duration = Duration::from_millis(200);
 /// Level 0 of a database that rests is compacted at so many runs.
 const LEVEL0_RUNS_AT_REST: usize = 2;
 /// A memtable of tombstones is flushed at rest if it has reached this part of its size.
@@ -230,7 +232,8 @@ impl Engine {
         if state.committed.0 != committed {
             state.committed = (committed, now);
         }
-        let rests = now.saturating_sub(state.committed.1) >= REST && state.running_jobs == 0;
+        let rests_for = now.saturating_sub(state.committed.1);
+        let rests = rests_for >= DENSE_REST && state.running_jobs == 0;
         if !rests || self.pipeline.breaker.check().is_err() {
             return None;
         }
@@ -243,6 +246,9 @@ impl Engine {
             let tables = view.version.level0().iter().flat_map(|run| run.tables());
             let mut dense = tables.map(|table| table.facts());
             let dense = dense.any(|facts| facts.tombstones * 2 > facts.entries);
+            if !dense && rests_for < REST {
+                return None;
+            }
             let runs = if dense { 1 } else { LEVEL0_RUNS_AT_REST };
             let level0_runs = self.limits.level0_runs.min(runs);
             let limits = Limits { level0_runs, ..self.limits.clone() };

@@ -325,6 +325,15 @@ impl<'a> Block<'a> {
     /// Checks what [`Block::new`] did not: that every row can be read, and that the entries
     /// ascend. No seqno may be above `seqno_max`.
     pub fn validate(&self, seqno_max: u64) -> Decoded<()> {
+        self.validate_each(seqno_max, |_| Ok(()))
+    }
+
+    /// The same, and checks each row by `check` besides.
+    pub fn validate_each(
+        &self,
+        seqno_max: u64,
+        mut check: impl FnMut(&Row<'a>) -> Decoded<()>,
+    ) -> Decoded<()> {
         if self.offset(0) != Some(0) {
             return Err(DecodeError("a gap before the first row"));
         }
@@ -348,6 +357,7 @@ impl<'a> Block<'a> {
             if before.is_some_and(|before: Row<'_>| before.compare(&row) != Ordering::Less) {
                 return Err(DecodeError("rows out of order"));
             }
+            check(&row)?;
             before = Some(row);
         }
         Ok(())

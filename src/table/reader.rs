@@ -464,17 +464,16 @@ impl Table {
 impl Index {
     pub(super) fn decode(bytes: Bytes, data: Range<u64>) -> Decoded<Index> {
         let block = Block::new(&bytes)?;
-        block.validate(SEQNO_BEFORE_ALL)?;
         let mut end = data.start;
-        for ordinal in 0..block.count() {
-            let row = block.row(ordinal)?;
+        block.validate_each(SEQNO_BEFORE_ALL, |row| {
             let place = decode_place(row.value)?;
             let empty = place.end - place.start <= TRAILER_BYTES as u64;
             if row.kind != EntryKind::Put || place.start != end || empty {
                 return Err(DecodeError("data blocks that do not follow each other"));
             }
             end = place.end;
-        }
+            Ok(())
+        })?;
         if end != data.end {
             return Err(DecodeError("data blocks that do not end with the section"));
         }
