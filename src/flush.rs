@@ -30,7 +30,7 @@ pub(crate) fn flush<'a>(
     output: &Output<'_>,
 ) -> Result<Vec<TableFacts>> {
     let entries = |memtable: &Arc<Memtable>| Upto::new(memtable.cursor(), upto);
-    let merged = MergeCursor::new(memtables.map(entries).collect());
+    let merged = MergeCursor::new(memtables.map(entries));
     flush_sorted(merged, snapshots, operator, cuts, output)
 }
 

@@ -77,6 +77,23 @@ pub fn head(key: &[u8]) -> u64 {
     }
 }
 
+/// So many bytes of a key are in its long head.
+pub const LONG_HEAD_BYTES: usize = 16;
+
+/// As [`head`], of the first 16 bytes.
+#[inline]
+#[must_use]
+pub fn long_head(key: &[u8]) -> u128 {
+    match key.first_chunk::<LONG_HEAD_BYTES>() {
+        Some(bytes) => u128::from_be_bytes(*bytes),
+        None => {
+            let mut bytes = [0; LONG_HEAD_BYTES];
+            bytes[..key.len()].copy_from_slice(key);
+            u128::from_be_bytes(bytes)
+        }
+    }
+}
+
 /// The one hash of a user key, taken once a read and once a write: filters, memtable tags and
 /// the sharding of caches all use it. On disk (in filters): never change.
 #[inline]
@@ -116,6 +133,8 @@ mod tests {
         for pair in keys.windows(2) {
             assert!(pair[0] < pair[1]);
             assert!(head(pair[0]) <= head(pair[1]));
+            assert!(long_head(pair[0]) <= long_head(pair[1]));
+            assert_eq!((long_head(pair[0]) >> 64) as u64, head(pair[0]));
         }
         assert_eq!(head(b"abcdefgh"), u64::from_be_bytes(*b"abcdefgh"));
     }

@@ -88,7 +88,7 @@ impl Simulation {
 
     /// Writes what survives of `inputs` into tables, as the write loop cuts them.
     fn write(&mut self, inputs: Vec<Vec<Entry>>, below: Below, mut cuts: Cuts) -> Vec<Arc<Table>> {
-        let source = MergeCursor::new(inputs.into_iter().map(Entries::new).collect());
+        let source = MergeCursor::new(inputs.into_iter().map(Entries::new));
         let mut survivors = Survivors::new(source, Vec::new(), below, None).unwrap();
         let mut tables: Vec<Vec<Entry>> = Vec::new();
         let full = self.limits.table_bytes;

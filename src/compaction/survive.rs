@@ -526,7 +526,7 @@ mod tests {
         below: Below,
         operator: Operator,
     ) -> (Vec<Entry>, SurvivorCounts) {
-        let source = MergeCursor::new(sources.into_iter().map(Entries::new).collect());
+        let source = MergeCursor::new(sources.into_iter().map(Entries::new));
         let snapshots = snapshots.iter().map(|s| SeqNo(*s)).collect();
         let mut survivors = Survivors::new(source, snapshots, below, operator).unwrap();
         let mut out: Vec<Entry> = Vec::new();

@@ -6,8 +6,8 @@
 //!
 //! Up to four sources the winner is found by looking at all of them: 13 ns an entry for two and
 //! 17 for four, where a heap takes 16 and 20. Above, a tree of losers asks log2(k) times. Both
-//! compare the first 8 bytes of the keys as numbers and look at whole keys only where these are
-//! equal.
+//! compare the first 16 bytes of the keys as numbers and look at whole keys only where these are
+//! equal and a key is longer. (Of eight bytes, those of numbers written out are often all the same.)
 
 use std::cmp::Ordering;
 
@@ -26,10 +26,7 @@ enum Direction {
 
 /// The entries of all sources, which must not share a (key, seqno).
 pub(crate) struct MergeCursor<C> {
-    sources: Vec<C>,
-    /// The head of each source's key; meaningless where `ended`.
-    heads: Vec<u64>,
-    ended: Vec<bool>,
+    sources: Vec<Source<C>>,
     direction: Direction,
     /// The source that the cursor stands on, while it is valid.
     winner: usize,
@@ -39,13 +36,20 @@ pub(crate) struct MergeCursor<C> {
     losers: Vec<usize>,
 }
 
+struct Source<C> {
+    cursor: C,
+    /// The head of its key; meaningless where `ended`.
+    head: u128,
+    ended: bool,
+}
+
 impl<C: Cursor> MergeCursor<C> {
     /// A cursor over these sources, not yet on any entry.
-    pub fn new(sources: Vec<C>) -> MergeCursor<C> {
+    pub fn new(sources: impl IntoIterator<Item = C>) -> MergeCursor<C> {
+        let source = |cursor| Source { cursor, head: 0, ended: true };
+        let sources: Vec<_> = sources.into_iter().map(source).collect();
         let count = sources.len();
         MergeCursor {
-            heads: vec![0; count],
-            ended: vec![true; count],
             losers: vec![0; if count > LINEAR_SOURCES_MAX { count } else { 0 }],
             sources,
             direction: Direction::Forward,
@@ -54,44 +58,45 @@ impl<C: Cursor> MergeCursor<C> {
         }
     }
 
+    /// The first 16 bytes of the key, as [`key::long_head`] gives them. Only while valid.
+    #[inline]
+    pub fn head(&self) -> u128 {
+        debug_assert!(self.valid);
+        self.sources[self.winner].head
+    }
+
     /// Moves every source by `go` and stands on the winner.
     fn start(&mut self, direction: Direction, go: impl Fn(&mut C) -> Result<()>) -> Result<()> {
         self.valid = false;
         self.direction = direction;
-        for index in 0..self.sources.len() {
-            go(&mut self.sources[index])?;
-            self.note(index);
+        for source in &mut self.sources {
+            go(&mut source.cursor)?;
+            source.note();
         }
         self.choose();
         Ok(())
     }
 
-    /// Notes where source `index` stands now.
+    /// Lets the misses of all sources overlap, before they seek one after the other.
     #[inline]
-    fn note(&mut self, index: usize) {
-        let source = &self.sources[index];
-        self.ended[index] = !source.valid();
-        if source.valid() {
-            self.heads[index] = key::head(source.key());
+    fn announce(&mut self, key: &[u8], seqno: SeqNo) {
+        if self.sources.len() > 1 {
+            self.sources.iter_mut().for_each(|source| source.cursor.announce(key, seqno));
         }
     }
 
     /// True if source `a` comes before source `b` in the cursor's direction; the ended come last.
     #[inline]
     fn beats(&self, a: usize, b: usize) -> bool {
-        if self.ended[a] || self.ended[b] {
-            return !self.ended[a];
+        let (a, b) = (&self.sources[a], &self.sources[b]);
+        if a.ended || b.ended {
+            return !a.ended;
         }
-        let order = self.heads[a].cmp(&self.heads[b]).then_with(|| self.compare_entries(a, b));
+        let order = a.head.cmp(&b.head).then_with(|| compare_behind_heads(&a.cursor, &b.cursor));
         match self.direction {
             Direction::Forward => order == Ordering::Less,
             Direction::Backward => order == Ordering::Greater,
         }
-    }
-
-    fn compare_entries(&self, a: usize, b: usize) -> Ordering {
-        let (a, b) = (&self.sources[a], &self.sources[b]);
-        key::compare(a.key(), a.seqno(), b.key(), b.seqno())
     }
 
     /// Finds the winner after all sources have moved.
@@ -100,7 +105,7 @@ impl<C: Cursor> MergeCursor<C> {
             self.choose_among_few();
         } else {
             self.winner = self.play(1);
-            self.valid = !self.ended[self.winner];
+            self.valid = !self.sources[self.winner].ended;
         }
     }
 
@@ -122,7 +127,7 @@ impl<C: Cursor> MergeCursor<C> {
             node /= 2;
         }
         self.winner = winner;
-        self.valid = !self.ended[winner];
+        self.valid = !self.sources[winner].ended;
     }
 
     #[inline]
@@ -134,7 +139,7 @@ impl<C: Cursor> MergeCursor<C> {
             }
         }
         self.winner = best;
-        self.valid = self.ended.get(best).is_some_and(|ended| !ended);
+        self.valid = self.sources.get(best).is_some_and(|source| !source.ended);
     }
 
     /// Plays the matches below `node` and at it; gives the winner, keeps the loser.
@@ -152,15 +157,16 @@ impl<C: Cursor> MergeCursor<C> {
 
     /// Moves all sources but the winner to the other side of its entry.
     fn turn(&mut self, direction: Direction) -> Result<()> {
+        let key = self.key().to_vec();
+        let seqno = self.seqno();
         let winner = self.winner;
-        let key = self.sources[winner].key().to_vec();
-        let seqno = self.sources[winner].seqno();
-        for index in (0..self.sources.len()).filter(|&index| index != winner) {
+        let others = self.sources.iter_mut().enumerate().filter(|(index, _)| *index != winner);
+        for (_, source) in others {
             match direction {
-                Direction::Forward => self.sources[index].seek(&key, seqno)?,
-                Direction::Backward => self.sources[index].seek_before(&key, seqno)?,
+                Direction::Forward => source.cursor.seek(&key, seqno)?,
+                Direction::Backward => source.cursor.seek_before(&key, seqno)?,
             }
-            self.note(index);
+            source.note();
         }
         self.direction = direction;
         Ok(())
@@ -170,17 +176,16 @@ impl<C: Cursor> MergeCursor<C> {
     #[inline]
     fn advance(&mut self, direction: Direction) -> Result<()> {
         debug_assert!(self.valid);
-        self.valid = false;
         let turned = self.direction != direction;
-        if turned {
-            self.turn(direction)?;
-        }
+        let turning = if turned { self.turn(direction) } else { Ok(()) };
+        self.valid = false;
+        turning?;
         let source = &mut self.sources[self.winner];
         match direction {
-            Direction::Forward => source.next()?,
-            Direction::Backward => source.prev()?,
+            Direction::Forward => source.cursor.next()?,
+            Direction::Backward => source.cursor.prev()?,
         }
-        self.note(self.winner);
+        source.note();
         if turned {
             self.choose();
         } else {
@@ -188,6 +193,36 @@ impl<C: Cursor> MergeCursor<C> {
         }
         Ok(())
     }
+
+    #[inline]
+    fn here(&self) -> &C {
+        debug_assert!(self.valid);
+        &self.sources[self.winner].cursor
+    }
+}
+
+impl<C: Cursor> Source<C> {
+    /// Notes where the source stands now.
+    #[inline]
+    fn note(&mut self) {
+        self.ended = !self.cursor.valid();
+        if !self.ended {
+            self.head = key::long_head(self.cursor.key());
+        }
+    }
+}
+
+/// Orders two entries whose keys have equal heads.
+#[inline]
+fn compare_behind_heads<C: Cursor>(a: &C, b: &C) -> Ordering {
+    let (a_key, b_key) = (a.key(), b.key());
+    let by_key = if a_key.len() <= key::LONG_HEAD_BYTES || b_key.len() <= key::LONG_HEAD_BYTES {
+        // The shorter one is what the other begins with.
+        a_key.len().cmp(&b_key.len())
+    } else {
+        a_key[key::LONG_HEAD_BYTES..].cmp(&b_key[key::LONG_HEAD_BYTES..])
+    };
+    by_key.then_with(|| b.seqno().cmp(&a.seqno()))
 }
 
 impl<C: Cursor> Cursor for MergeCursor<C> {
@@ -205,10 +240,12 @@ impl<C: Cursor> Cursor for MergeCursor<C> {
     }
 
     fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        self.announce(key, seqno);
         self.start(Direction::Forward, |source| source.seek(key, seqno))
     }
 
     fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
+        self.announce(key, seqno);
         self.start(Direction::Backward, |source| source.seek_before(key, seqno))
     }
 
@@ -224,26 +261,22 @@ impl<C: Cursor> Cursor for MergeCursor<C> {
 
     #[inline]
     fn key(&self) -> &[u8] {
-        debug_assert!(self.valid);
-        self.sources[self.winner].key()
+        self.here().key()
     }
 
     #[inline]
     fn seqno(&self) -> SeqNo {
-        debug_assert!(self.valid);
-        self.sources[self.winner].seqno()
+        self.here().seqno()
     }
 
     #[inline]
     fn kind(&self) -> EntryKind {
-        debug_assert!(self.valid);
-        self.sources[self.winner].kind()
+        self.here().kind()
     }
 
     #[inline]
     fn value(&self) -> ValueRef<'_> {
-        debug_assert!(self.valid);
-        self.sources[self.winner].value()
+        self.here().value()
     }
 }
 
@@ -318,7 +351,9 @@ mod tests {
     }
 
     fn random_key(random: &mut fastrand::Rng) -> Vec<u8> {
-        let prefix: &[u8] = if random.bool() { b"common/prefix/" } else { b"" };
+        let prefixes: [&[u8]; 4] =
+            [b"common/prefix/", b"common/prefix/of", b"common/prefix/of/them", b""];
+        let prefix = prefixes[random.usize(..4)];
         let tail = (0..random.usize(0..3)).map(|_| random.u8(0..3));
         prefix.iter().copied().chain(tail).collect()
     }
@@ -344,7 +379,7 @@ mod tests {
                 }
             }
             let mut model = VecCursor::new(all);
-            let mut merged = MergeCursor::new(parts.into_iter().map(VecCursor::new).collect());
+            let mut merged = MergeCursor::new(parts.into_iter().map(VecCursor::new));
             for _ in 0..200 {
                 let (key, seqno) = (random_key(&mut random), SeqNo(random.u64(0..61)));
                 match random.u8(0..12) {
@@ -372,15 +407,15 @@ mod tests {
                     let keys = (0..8).map(|i| (vec![i as u8], SeqNo(i * 10 + n)));
                     VecCursor::new(keys.collect())
                 };
-                let mut merged = MergeCursor::new((0..count).map(source).collect());
-                merged.sources[1].fail_at = Some(fail_at);
+                let mut merged = MergeCursor::new((0..count).map(source));
+                merged.sources[1].cursor.fail_at = Some(fail_at);
                 let mut moved = merged.seek_to_first();
                 while moved.is_ok() && merged.valid() {
                     moved =
                         if merged.key() < [6].as_slice() { merged.next() } else { merged.prev() };
                 }
                 assert!(moved.is_err() && !merged.valid(), "{count} {fail_at}");
-                merged.sources[1].fail_at = None;
+                merged.sources[1].cursor.fail_at = None;
                 merged.seek_to_first().unwrap();
                 let mut seen = 0;
                 while merged.valid() {

@@ -49,6 +49,9 @@ pub(crate) trait Cursor {
     /// Goes to the first entry at or after (key, seqno) in entry order. With `SeqNo::MAX` that
     /// is the newest version of the first key that is not less than `key`.
     fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()>;
+    /// Says that [`Cursor::seek`] or [`Cursor::seek_before`] to here comes next, after those of other
+    /// cursors: asks for the memory that it will read. Moves nothing.
+    fn announce(&mut self, _key: &[u8], _seqno: SeqNo) {}
     /// Goes to the last entry before (key, seqno) in entry order. With `SeqNo::MAX` that is the
     /// oldest version of the last key that is less than `key`.
     fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()>;

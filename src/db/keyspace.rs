@@ -16,7 +16,7 @@ use crate::key::{EntryKind, KeyspaceId, SeqNo};
 use crate::manifest::edit::{Edit, KeyspaceFacts};
 use crate::memtable::Memtable;
 use crate::operator::{MergeOperator, Operand};
-use crate::read::get::get_with;
+use crate::read::get::{announce, get_with};
 use crate::read::scan::{Cursor, Iter, KeyRange};
 use crate::slice::Slice;
 use crate::tree::{Tree, View};
@@ -296,6 +296,9 @@ impl fmt::Debug for Keyspace {
     }
 }
 
+/// So many keys' misses overlap: about as many as a core has under way at once.
+const ANNOUNCED_KEYS: usize = 16;
+
 /// The values of several keys in one view. The keys are visited in order, so that neighbours find
 /// what they share in the processor's cache.
 pub(crate) fn multi_get<K: AsRef<[u8]>>(
@@ -307,9 +310,12 @@ pub(crate) fn multi_get<K: AsRef<[u8]>>(
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_unstable_by(|a, b| keys[*a].as_ref().cmp(keys[*b].as_ref()));
     let mut values = vec![None; keys.len()];
-    for index in order {
-        let key = keys[index].as_ref();
-        values[index] = get_with(tree, view, key, snapshot, |value| value.to_slice())?;
+    for group in order.chunks(ANNOUNCED_KEYS) {
+        announce(view, group.iter().map(|index| keys[*index].as_ref()), snapshot);
+        for &index in group {
+            let key = keys[index].as_ref();
+            values[index] = get_with(tree, view, key, snapshot, |value| value.to_slice())?;
+        }
     }
     Ok(values)
 }

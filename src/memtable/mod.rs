@@ -137,6 +137,7 @@ pub(crate) struct Memtable {
     /// Bytes of the current leaves and the index. Replaced leaves that are not freed yet do not
     /// count: a few per thread.
     leaves_bytes: AtomicUsize,
+    tombstones: AtomicUsize,
 }
 
 /// A lower fence, the index's key.
@@ -177,7 +178,8 @@ impl Memtable {
         assert!(shape.slots_max >= 2 && (1..=TAIL_SLOTS_MAX).contains(&shape.tail_max));
         let index = SkipList::new(epoch::default_collector().clone());
         let arena = Arena::new(pool);
-        let memtable = Memtable { index, arena, shape, leaves_bytes: AtomicUsize::new(0) };
+        let (leaves_bytes, tombstones) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let memtable = Memtable { index, arena, shape, leaves_bytes, tombstones };
         let first = OwnedLeaf::new(
             &Run::default(),
             0..0,
@@ -208,6 +210,9 @@ impl Memtable {
         value: &[u8],
         around: Option<&dyn Surroundings>,
     ) {
+        if kind == EntryKind::Delete {
+            self.tombstones.fetch_add(1, Ordering::Relaxed);
+        }
         let hash = hash(key);
         let position = Position::new(key, seqno);
         let guard = &epoch::pin();
@@ -282,6 +287,11 @@ impl Memtable {
     /// How many entries were added, versions counted singly.
     pub fn entries(&self) -> usize {
         self.arena.entry_count()
+    }
+
+    /// How many of them are tombstones, those counted that were collapsed since.
+    pub fn tombstones(&self) -> usize {
+        self.tombstones.load(Ordering::Relaxed)
     }
 
     /// True if nothing was added yet.

@@ -5,13 +5,14 @@
 //! collected until one of them, or the end of history, and folded oldest first.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use crate::cursor::ValueRef;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{self, EntryKind, SeqNo};
-use crate::memtable::Stopped;
+use crate::memtable::{Memtable, Stopped};
 use crate::operator::{MergeOperator, Merged};
 use crate::slice::Slice;
 use crate::tree::{Tree, View};
@@ -65,6 +66,11 @@ pub(crate) fn try_get_with<R, F: FnOnce(ValueRef<'_>) -> R>(
         lookup.fold(None);
     }
     lookup.outcome.map(Answer::Value)
+}
+
+/// Asks for what reads of these keys will look at in tables, so that their misses overlap.
+pub(crate) fn announce<'k>(view: &View, keys: impl Iterator<Item = &'k [u8]>, snapshot: SeqNo) {
+    keys.for_each(|key| view.version.announce(key, key::hash(key), snapshot));
 }
 
 /// Gives the newest version of `key` at `snapshot`, which is registered, a tombstone too, to
@@ -149,7 +155,9 @@ where
     F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
 {
     let frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
-    for memtable in std::iter::once(&view.active).chain(frozen) {
+    // An entry that the snapshot sees was in its memtable before the number was read.
+    let filled = |memtable: &&Arc<Memtable>| !memtable.is_empty();
+    for memtable in std::iter::once(&view.active).chain(frozen).filter(filled) {
         match memtable.visit(key, hash, snapshot, step) {
             ControlFlow::Continue(()) => {}
             ControlFlow::Break(Stopped::Enough) => return Ok(Seen::All),

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use crate::cursor::merge::MergeCursor;
 use crate::cursor::{Cursor as _, ValueRef};
 use crate::error::Result;
-use crate::key::{EntryKind, SeqNo};
+use crate::key::{EntryKind, LONG_HEAD_BYTES, SeqNo};
 use crate::memtable::MemtableCursor;
 use crate::operator::Merged;
 use crate::read::get::fold;
@@ -39,7 +39,7 @@ const COPY_BYTES_MAX: usize = 4 << 10;
 /// One sorted source of entries.
 enum Source {
     Memtable(MemtableCursor),
-    Run(Box<RunCursor>),
+    Run(RunCursor),
 }
 
 macro_rules! delegate {
@@ -63,6 +63,9 @@ impl crate::cursor::Cursor for Source {
     }
     fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
         delegate!(self, cursor => cursor.seek(key, seqno))
+    }
+    fn announce(&mut self, key: &[u8], seqno: SeqNo) {
+        delegate!(self, cursor => cursor.announce(key, seqno));
     }
     fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
         delegate!(self, cursor => cursor.seek_before(key, seqno))
@@ -173,6 +176,14 @@ pub struct Cursor {
     value: Saved,
 }
 
+/// A key that the merge cursor has passed.
+enum Passed {
+    /// Its head is all of it.
+    Short { head: u128, bytes: usize },
+    /// It lies in the cursor's `key`.
+    Saved,
+}
+
 /// A value that the merge cursor has passed.
 enum Saved {
     Copied(Vec<u8>),
@@ -214,9 +225,8 @@ impl Cursor {
         let frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
         let memtables = std::iter::once(&view.active).chain(frozen).filter(|m| !m.is_empty());
         let memtables = memtables.map(|memtable| Source::Memtable(memtable.cursor()));
-        let runs = view.version.cursors(range.bounds()).into_iter();
-        let runs = runs.map(|run| Source::Run(Box::new(run)));
-        let merge = MergeCursor::new(memtables.chain(runs).collect());
+        let runs = view.version.cursors(range.bounds()).map(Source::Run);
+        let merge = MergeCursor::new(memtables.chain(runs));
         let (key, value) = (Vec::new(), Saved::Copied(Vec::new()));
         let snapshot = reading.seqno;
         Cursor {
@@ -317,13 +327,16 @@ impl Cursor {
         match position {
             Position::Off => panic!("the cursor is not on a key: look at valid() first"),
             Position::Lent => {
-                self.save_key();
+                let passed = self.pass();
                 self.merge.next()?;
+                self.skip_versions(&passed)?;
             }
-            Position::Ahead => {}
-            Position::Behind => self.merge.seek(&self.key, SeqNo::ZERO)?,
+            Position::Ahead => self.skip_versions(&Passed::Saved)?,
+            Position::Behind => {
+                self.merge.seek(&self.key, SeqNo::ZERO)?;
+                self.skip_versions(&Passed::Saved)?;
+            }
         }
-        self.skip_versions()?;
         self.find_forward()
     }
 
@@ -355,13 +368,43 @@ impl Cursor {
         self.merge.valid() && self.merge.key() == self.key.as_slice()
     }
 
-    /// Moves past the versions of the saved key.
+    /// Notes the key that the merge cursor stands on and is about to leave. Short ones need no copy.
     #[inline]
-    fn skip_versions(&mut self) -> Result<()> {
+    fn pass(&mut self) -> Passed {
+        let passed = self.here();
+        if let Passed::Saved = passed {
+            self.save_key();
+        }
+        passed
+    }
+
+    /// The key that the merge cursor stands on, to be saved if it is long.
+    #[inline]
+    fn here(&self) -> Passed {
+        match self.merge.key().len() {
+            bytes @ ..=LONG_HEAD_BYTES => Passed::Short { head: self.merge.head(), bytes },
+            _ => Passed::Saved,
+        }
+    }
+
+    #[inline]
+    fn is_on(&self, passed: &Passed) -> bool {
+        match passed {
+            Passed::Short { head, bytes } => {
+                self.merge.valid() && self.merge.head() == *head && self.merge.key().len() == *bytes
+            }
+            Passed::Saved => self.is_on_saved_key(),
+        }
+    }
+
+    /// Moves past the versions of a key.
+    #[inline]
+    fn skip_versions(&mut self, passed: &Passed) -> Result<()> {
         let mut skipped = 0;
-        while self.is_on_saved_key() {
+        while self.is_on(passed) {
             skipped += 1;
             if skipped == SKIP_COUNT_MAX {
+                self.save_key();
                 self.merge.seek(&self.key, SeqNo::ZERO)?;
             } else {
                 self.merge.next()?;
@@ -384,15 +427,15 @@ impl Cursor {
                     return Ok(());
                 }
                 EntryKind::Delete => {
-                    self.save_key();
+                    let passed = self.pass();
                     self.merge.next()?;
-                    self.skip_versions()?;
+                    self.skip_versions(&passed)?;
                 }
                 EntryKind::Merge => {
                     if self.fold_forward()? {
                         return Ok(());
                     }
-                    self.skip_versions()?;
+                    self.skip_versions(&Passed::Saved)?;
                 }
             }
         }
@@ -430,9 +473,10 @@ impl Cursor {
         let mut newest_last = Vec::new();
         while self.merge.valid() {
             self.save_key();
+            let passed = self.here();
             newest_last.clear();
             let mut has_base = false;
-            while self.is_on_saved_key() {
+            while self.is_on(&passed) {
                 if self.merge.seqno() <= self.snapshot {
                     match self.merge.kind() {
                         EntryKind::Merge => newest_last.push(self.merge.value().to_slice()),

@@ -15,7 +15,6 @@ use crate::table::TableConfig;
 use crate::table::block::{Block, BlockBuilder};
 use crate::table::builder::TableBuilder;
 use crate::table::cache::BlockCache;
-use crate::table::cursor::TableCursor;
 use crate::table::filter::{self, TableFilter};
 use crate::table::reader::Table;
 
@@ -75,7 +74,7 @@ impl<'a> Tables<'a> {
         let config = TableConfig { block_bytes: 4096, lz4: false, filter };
         let number = FileNumber(number);
         let mut builder = TableBuilder::create(&self.fs, self.dir, number, &config)?;
-        let sources = sources.iter().map(|table| table.0.compaction_cursor()).collect();
+        let sources = sources.iter().map(|table| table.0.compaction_cursor());
         let mut cursor = MergeCursor::new(sources);
         cursor.seek_to_first()?;
         while cursor.valid() {
@@ -121,7 +120,7 @@ impl OpenTable {
     /// # Errors
     /// Those of a read.
     pub fn merged_scan(tables: &[OpenTable]) -> Result<u64> {
-        walk(MergeCursor::new(tables.iter().map(|t| t.0.cursor()).collect::<Vec<TableCursor>>()))
+        walk(MergeCursor::new(tables.iter().map(|t| t.0.cursor())))
     }
 }
 

@@ -40,9 +40,11 @@
 
 use std::cmp::Ordering;
 use std::hint::select_unpredictable;
+use std::ops::Range;
 
 use crate::coding::{DecodeError, Decoded, Decoder, put_varint, varint_len};
 use crate::key::{self, EntryKind, SeqNo};
+use crate::table::filter::prefetch;
 
 const HEADER_BYTES: usize = 16;
 /// On disk: never renumber.
@@ -51,6 +53,12 @@ const FLAG_WIDE_OFFSETS: u8 = 1;
 const SUFFIX_LONG: usize = 15;
 /// The prefix's length is a u16; a key can be one byte longer.
 const PREFIX_BYTES_MAX: usize = u16::MAX as usize;
+
+/// Of longer rows the processor notices by itself that they are read in order.
+const ROW_PREFETCHED_BYTES: usize = 256;
+
+/// Some rows of the usual size, as many as the processor takes to notice where it goes.
+const WALK_PREFETCHED_BYTES: usize = 512;
 
 /// Where the parts of a block begin.
 #[derive(Clone, Copy, Debug, Default)]
@@ -157,8 +165,9 @@ impl<'a> Block<'a> {
         &self.bytes[HEADER_BYTES..self.shape.heads_at]
     }
 
+    /// The heads of all rows, ascending.
     #[inline]
-    fn heads(&self) -> &'a [[u8; 8]] {
+    pub fn heads(&self) -> &'a [[u8; 8]] {
         self.bytes[self.shape.heads_at..self.shape.offsets_at].as_chunks().0
     }
 
@@ -169,6 +178,45 @@ impl<'a> Block<'a> {
             Some(u16::from_le_bytes(*self.bytes.get(at..)?.first_chunk()?) as usize)
         } else {
             Some(u32::from_le_bytes(*self.bytes.get(at..)?.first_chunk()?) as usize)
+        }
+    }
+
+    /// Asks at once for all that is read of some of the rows from `index` on: their heads, their
+    /// offsets, and the lines where the rows are if all are of about the same size. One after the
+    /// other they would be three misses.
+    #[inline]
+    pub fn prefetch_rows(&self, index: usize, count: usize) {
+        let Shape { heads_at, offsets_at, offset_bytes, rows_at, count: all, .. } = self.shape;
+        let row_bytes = (self.bytes.len() - rows_at) / all;
+        for (start, bytes) in [(heads_at, 8), (offsets_at, offset_bytes), (rows_at, row_bytes)] {
+            let start = start + index * bytes;
+            prefetch_lines(self.bytes, start..start + count * bytes);
+        }
+    }
+
+    /// Asks for the first lines of row `index`: where its value begins is known only when the row
+    /// has come, and that the value's next line is wanted as well.
+    #[inline]
+    pub fn prefetch_row(&self, index: usize) {
+        if index < self.shape.count
+            && let Some(offset) = self.offset(index)
+        {
+            let start = self.shape.rows_at + offset;
+            let next = if index + 1 < self.shape.count { self.offset(index + 1) } else { None };
+            let end = next.map_or(self.bytes.len(), |next| self.shape.rows_at + next);
+            prefetch_lines(self.bytes, start..end.min(start + ROW_PREFETCHED_BYTES));
+        }
+    }
+
+    /// The same for a cursor that goes on from row `index`, towards later rows or earlier ones.
+    #[inline]
+    pub fn prefetch_walk(&self, index: usize, forwards: bool) {
+        if index < self.shape.count
+            && let Some(offset) = self.offset(index)
+        {
+            let start = self.shape.rows_at + offset;
+            let from = if forwards { start } else { start.saturating_sub(WALK_PREFETCHED_BYTES) };
+            prefetch_lines(self.bytes, from..from + WALK_PREFETCHED_BYTES);
         }
     }
 
@@ -220,7 +268,20 @@ impl<'a> Block<'a> {
     }
 
     /// The first row at or after (key, seqno) in entry order; the count if there is none.
+    #[inline]
     pub fn lower_bound(&self, key: &[u8], seqno: SeqNo) -> Decoded<usize> {
+        self.lower_bound_by(key, seqno, first_head_at_least)
+    }
+
+    /// The same, where `find_head` finds the first of the heads that is at least a number, or
+    /// how many there are.
+    #[inline]
+    pub fn lower_bound_by(
+        &self,
+        key: &[u8],
+        seqno: SeqNo,
+        find_head: impl FnOnce(&[[u8; 8]], u64) -> usize,
+    ) -> Decoded<usize> {
         let prefix = self.prefix();
         let shared = key.len().min(prefix.len());
         match key[..shared].cmp(&prefix[..shared]) {
@@ -232,12 +293,12 @@ impl<'a> Block<'a> {
         let suffix = &key[prefix.len()..];
         let head = key::head(suffix);
         let heads = self.heads();
-        let mut low = first_at_least(heads, head);
+        let mut low = find_head(heads, head);
         if heads.get(low).is_none_or(|found| u64::from_le_bytes(*found) != head) {
             return Ok(low);
         }
         let mut high = match head.checked_add(1) {
-            Some(next) => low + 1 + first_at_least(&heads[low + 1..], next),
+            Some(next) => low + 1 + first_head_at_least(&heads[low + 1..], next),
             None => heads.len(),
         };
         while low < high {
@@ -264,6 +325,15 @@ impl<'a> Block<'a> {
     /// Checks what [`Block::new`] did not: that every row can be read, and that the entries
     /// ascend. No seqno may be above `seqno_max`.
     pub fn validate(&self, seqno_max: u64) -> Decoded<()> {
+        self.validate_each(seqno_max, |_| Ok(()))
+    }
+
+    /// The same, and checks each row by `check` besides.
+    pub fn validate_each(
+        &self,
+        seqno_max: u64,
+        mut check: impl FnMut(&Row<'a>) -> Decoded<()>,
+    ) -> Decoded<()> {
         if self.offset(0) != Some(0) {
             return Err(DecodeError("a gap before the first row"));
         }
@@ -287,6 +357,7 @@ impl<'a> Block<'a> {
             if before.is_some_and(|before: Row<'_>| before.compare(&row) != Ordering::Less) {
                 return Err(DecodeError("rows out of order"));
             }
+            check(&row)?;
             before = Some(row);
         }
         Ok(())
@@ -332,16 +403,33 @@ impl Row<'_> {
     }
 }
 
-/// The first of the ascending `heads` that is at least `head`.
+/// Asks for the lines that hold `range` of `bytes`.
+#[inline]
+fn prefetch_lines(bytes: &[u8], range: Range<usize>) {
+    let mut at = range.start;
+    while at < range.end {
+        prefetch(bytes, at);
+        at += 64;
+    }
+    prefetch(bytes, range.end.saturating_sub(1));
+}
+
+/// The first of the ascending `heads` that is at least `head`, or how many there are.
+#[inline]
+fn first_head_at_least(heads: &[[u8; 8]], head: u64) -> usize {
+    first_at_least(heads.len(), head, |at| u64::from_le_bytes(heads[at]))
+}
+
+/// The first of `count` ascending numbers that is at least `least`, or `count`.
 ///
 /// Without branches: each step is a conditional move, because its outcome is a coin toss.
 #[inline]
-fn first_at_least(heads: &[[u8; 8]], head: u64) -> usize {
+pub(crate) fn first_at_least(count: usize, least: u64, number: impl Fn(usize) -> u64) -> usize {
     let mut base = 0;
-    let mut left = heads.len();
+    let mut left = count;
     while left > 0 {
         let half = left.div_ceil(2);
-        let less = u64::from_le_bytes(heads[base + half - 1]) < head;
+        let less = number(base + half - 1) < least;
         base = select_unpredictable(less, base + half, base);
         left -= half;
     }

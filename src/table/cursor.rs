@@ -18,6 +18,9 @@ use crate::table::block::{Block, Shape};
 use crate::table::layout::section_kind;
 use crate::table::reader::{Content, Index, Source, Table, prefetch_front};
 
+/// Keys up to this length are put together without allocating again. A suffix is copied in pieces
+/// of 8 bytes, the last of which may run over.
+const USUAL_KEY_BYTES: usize = 48;
 /// How far a compaction's cursor reads ahead.
 const READ_AHEAD_BYTES: u64 = 1 << 20;
 
@@ -71,7 +74,7 @@ impl TableCursor {
             ordinal: 0,
             row: 0,
             valid: false,
-            key: Vec::new(),
+            key: Vec::with_capacity(USUAL_KEY_BYTES),
             seqno: SeqNo::ZERO,
             kind: EntryKind::Put,
             value: 0..0,
@@ -200,7 +203,7 @@ impl TableCursor {
 
     /// Enters the block that has, or is followed by, the first entry at or after (key, seqno);
     /// gives the row of that entry, or the count of rows. `None` if the table ends before.
-    fn find(&mut self, key: &[u8], seqno: SeqNo) -> Result<Option<usize>> {
+    fn find(&mut self, key: &[u8], seqno: SeqNo, forwards: bool) -> Result<Option<usize>> {
         let index = self.loaded_index()?;
         let count = index.count();
         let found = index.find(key, seqno);
@@ -209,7 +212,11 @@ impl TableCursor {
             return Ok(None);
         }
         self.enter(ordinal)?;
-        let row = Block::with_shape(&self.block, self.shape).lower_bound(key, seqno);
+        let block = Block::with_shape(&self.block, self.shape);
+        let row = block.lower_bound(key, seqno);
+        if let Ok(row) = row {
+            block.prefetch_walk(row, forwards);
+        }
         row.map(Some).map_err(|e| self.table.corruption(self.offset(), "a block", e))
     }
 }
@@ -233,16 +240,22 @@ impl Cursor for TableCursor {
 
     fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
         self.valid = false;
-        match self.find(key, seqno)? {
+        match self.find(key, seqno, true)? {
             Some(row) if row < self.shape.count => self.stand_on(row),
             Some(_) => self.enter_first_of(self.ordinal + 1),
             None => Ok(()),
         }
     }
 
+    fn announce(&mut self, key: &[u8], seqno: SeqNo) {
+        if let Access::Shared = self.access {
+            self.table.prefetch_block(key, seqno);
+        }
+    }
+
     fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
         self.valid = false;
-        match self.find(key, seqno)? {
+        match self.find(key, seqno, false)? {
             Some(0) if self.ordinal == 0 => Ok(()),
             Some(0) => self.enter_last_of(self.ordinal - 1),
             Some(row) => self.stand_on(row - 1),

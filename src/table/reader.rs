@@ -20,7 +20,7 @@ use crate::file::{FileHeader, FileKind, FileNumber, HEADER_BYTES};
 use crate::fs::{self, File, Fs};
 use crate::key::{self, EntryKind, SeqNo};
 use crate::options::ReadMode;
-use crate::table::block::{Block, Shape};
+use crate::table::block::{Block, Shape, first_at_least};
 use crate::table::cache::{BlockCache, BlockPlace};
 use crate::table::cursor::TableCursor;
 use crate::table::filter::{TableFilter, prefetch};
@@ -33,6 +33,9 @@ const LZ4_RATIO_MAX: u64 = 255;
 
 /// A block of 4 KiB with 116-byte entries has 16 bytes of header, 33 heads and as many offsets.
 const PREFETCHED_LINES: usize = 6;
+
+/// A cache line of heads.
+const SAMPLED_HEADS: usize = 8;
 
 /// An open table. Safe to use from several threads.
 pub(crate) struct Table {
@@ -52,6 +55,9 @@ pub(crate) struct Table {
 pub(crate) struct Index {
     bytes: Bytes,
     shape: Shape,
+    /// The last of every [`SAMPLED_HEADS`] heads. They are a byte for each block and stay in the
+    /// cache, so that a search misses it once, not at every step.
+    samples: Box<[u64]>,
     /// A bit for each data block that was verified in place.
     verified: Box<[AtomicU64]>,
 }
@@ -216,6 +222,17 @@ impl Table {
         Ok(ControlFlow::Continue(()))
     }
 
+    /// Asks for the front of the block that a lookup of (key, seqno) will read, where it lies in the
+    /// mapping.
+    pub fn prefetch_block(&self, key: &[u8], seqno: SeqNo) {
+        if let (Some(index), Some(mapping)) = (self.index.get(), &self.mapping)
+            && let Ok(place) = index.find(key, seqno).and_then(|ordinal| index.place(ordinal))
+            && let Some(block) = mapping.get(place.start as usize..)
+        {
+            prefetch_front(block);
+        }
+    }
+
     /// A cursor for users' scans: in place where the file is mapped, else through the cache.
     pub fn cursor(self: &Arc<Self>) -> TableCursor {
         TableCursor::shared(Arc::clone(self))
@@ -232,7 +249,7 @@ impl Table {
         let mapped = self.mapping.is_some();
         let index = self.index.get().map_or(0, |index| {
             let block = if mapped { 0 } else { index.bytes.len() };
-            block + index.verified.len() * 8
+            block + index.samples.len() * 8 + index.verified.len() * 8
         });
         let filter = self.filter.get().map_or(0, |filter| filter.memory_bytes(mapped));
         size_of::<Table>() + index + filter
@@ -447,23 +464,24 @@ impl Table {
 impl Index {
     pub(super) fn decode(bytes: Bytes, data: Range<u64>) -> Decoded<Index> {
         let block = Block::new(&bytes)?;
-        block.validate(SEQNO_BEFORE_ALL)?;
         let mut end = data.start;
-        for ordinal in 0..block.count() {
-            let row = block.row(ordinal)?;
+        block.validate_each(SEQNO_BEFORE_ALL, |row| {
             let place = decode_place(row.value)?;
             let empty = place.end - place.start <= TRAILER_BYTES as u64;
             if row.kind != EntryKind::Put || place.start != end || empty {
                 return Err(DecodeError("data blocks that do not follow each other"));
             }
             end = place.end;
-        }
+            Ok(())
+        })?;
         if end != data.end {
             return Err(DecodeError("data blocks that do not end with the section"));
         }
         let shape = block.shape();
+        let lines = block.heads().chunks_exact(SAMPLED_HEADS);
+        let samples = lines.map(|line| u64::from_le_bytes(line[SAMPLED_HEADS - 1])).collect();
         let verified = (0..shape.count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(Index { bytes, shape, verified })
+        Ok(Index { bytes, shape, samples, verified })
     }
 
     #[inline]
@@ -481,7 +499,15 @@ impl Index {
     /// after that, the first one is in this block, or begins the next one.
     #[inline]
     pub fn find(&self, key: &[u8], seqno: SeqNo) -> Decoded<usize> {
-        self.block().lower_bound(key, seqno)
+        let block = self.block();
+        block.lower_bound_by(key, seqno, |heads, head| {
+            let before = first_at_least(self.samples.len(), head, |at| self.samples[at]);
+            let start = before * SAMPLED_HEADS;
+            block.prefetch_rows(start, SAMPLED_HEADS);
+            let line = &heads[start..heads.len().min(start + SAMPLED_HEADS)];
+            let less = |found: &&[u8; 8]| u64::from_le_bytes(**found) < head;
+            start + line.iter().filter(less).count()
+        })
     }
 
     /// True if the block after `ordinal` begins with versions of `key` too.
@@ -523,6 +549,7 @@ where
 {
     let block = Block::new(bytes)?;
     let start = if first { block.lower_bound(key, snapshot)? } else { 0 };
+    block.prefetch_row(start);
     for index in start..block.count() {
         let row = block.row(index)?;
         if !block.row_has_key(&row, key) {

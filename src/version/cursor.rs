@@ -96,6 +96,13 @@ impl Cursor for RunCursor {
         self.step_over(true)
     }
 
+    fn announce(&mut self, key: &[u8], seqno: SeqNo) {
+        let index = self.run.reaching(key).max(self.tables.start);
+        if let Some(cursor) = self.enter(index) {
+            cursor.announce(key, seqno);
+        }
+    }
+
     fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
         // All versions of a key are in one table: the one that reaches the key has the entry
         // before it, or begins with it, and then the table before ends with what is sought.

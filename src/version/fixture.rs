@@ -180,8 +180,11 @@ fn the_cursors_of_a_version_cover_their_range() {
         let (low, high) = (a.clone().min(b.clone()), a.max(b));
         let within = |entry: &&Entry| low <= entry.key && entry.key < high;
         let range = (Bound::Included(&low[..]), Bound::Excluded(&high[..]));
-        let mut seen: Vec<Entry> =
-            version.cursors(range).iter_mut().flat_map(collect).filter(|e| within(&e)).collect();
+        let mut seen: Vec<Entry> = version
+            .cursors(range)
+            .flat_map(|mut cursor| collect(&mut cursor))
+            .filter(|e| within(&e))
+            .collect();
         sort(&mut seen);
         let expected: Vec<Entry> = entries.iter().filter(within).cloned().collect();
         assert_eq!(seen, expected, "seed {seed}");

@@ -23,6 +23,7 @@ pub(crate) mod cursor;
 pub(crate) mod fixture;
 pub(crate) mod run;
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::{Bound, ControlFlow};
@@ -223,7 +224,7 @@ impl Version<Table> {
     where
         F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
     {
-        let mut runs = self.level0.iter().chain(&self.deeper);
+        let mut runs = self.nonempty();
         loop {
             let mut candidates: [Option<&Table>; CANDIDATES] = [None; CANDIDATES];
             let mut count = 0;
@@ -238,11 +239,46 @@ impl Version<Table> {
             if count == 0 {
                 return Ok(ControlFlow::Continue(()));
             }
-            let candidates = candidates[..count].iter().flatten();
-            candidates.clone().for_each(|table| table.prefetch_filter(hash));
-            for table in candidates {
-                if table.may_contain(hash) && table.visit(key, snapshot, f)?.is_break() {
-                    return Ok(ControlFlow::Break(()));
+            let mut candidates = &candidates[..count];
+            let oldest = if count < CANDIDATES && Finds::are_likely() {
+                candidates.split_off_last().copied().flatten()
+            } else {
+                None
+            };
+            let filtered = candidates.iter().flatten();
+            filtered.clone().for_each(|table| table.prefetch_filter(hash));
+            let mut found = false;
+            for table in filtered {
+                found = table.may_contain(hash) && table.visit(key, snapshot, f)?.is_break();
+                if found {
+                    break;
+                }
+            }
+            if let Some(oldest) = oldest
+                && !found
+            {
+                found = oldest.visit(key, snapshot, f)?.is_break();
+            }
+            if count < CANDIDATES {
+                Finds::note(found);
+            }
+            if found {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+    }
+
+    /// Asks for what [`Version::visit`] will read of this key first: the misses of several keys
+    /// then overlap.
+    pub(crate) fn announce(&self, key: &[u8], hash: u64, snapshot: SeqNo) {
+        let likely = Finds::are_likely();
+        let mut runs = self.nonempty().peekable();
+        while let Some(run) = runs.next() {
+            if let Some(table) = run.candidate(key) {
+                if likely && runs.peek().is_none() {
+                    table.prefetch_block(key, snapshot);
+                } else {
+                    table.prefetch_filter(hash);
                 }
             }
         }
@@ -250,15 +286,53 @@ impl Version<Table> {
 
     /// May a table have a version of this key? By ranges and filters; reads no block.
     pub(crate) fn may_hold(&self, key: &[u8], hash: u64) -> bool {
-        let mut runs = self.level0.iter().chain(&self.deeper);
-        runs.any(|run| run.candidate(key).is_some_and(|table| table.may_contain(hash)))
+        self.nonempty().any(|run| run.candidate(key).is_some_and(|table| table.may_contain(hash)))
+    }
+
+    /// The runs that have tables, newest entries first.
+    #[inline]
+    fn nonempty(&self) -> impl Iterator<Item = &Arc<Run>> {
+        self.level0.iter().chain(self.deeper.iter().filter(|run| !run.tables().is_empty()))
     }
 
     /// A cursor for each run that has tables in `range`, over those tables, newest runs first.
-    pub(crate) fn cursors(&self, range: (Bound<&[u8]>, Bound<&[u8]>)) -> Vec<RunCursor> {
-        let within = self.runs().map(|(_, run)| (run, run.within(range)));
+    pub(crate) fn cursors<'a>(
+        &'a self,
+        range: (Bound<&'a [u8]>, Bound<&'a [u8]>),
+    ) -> impl Iterator<Item = RunCursor> + 'a {
+        let within = self.nonempty().map(move |run| (run, run.within(range)));
         let nonempty = within.filter(|(_, tables)| !tables.is_empty());
-        nonempty.map(|(run, tables)| RunCursor::new(Arc::clone(run), tables)).collect()
+        nonempty.map(|(run, tables)| RunCursor::new(Arc::clone(run), tables))
+    }
+}
+
+thread_local! {
+    static FINDS: Cell<u8> = const { Cell::new(0) };
+}
+
+/// Whether the reads of this thread find what they look for: then the filter of the last table that
+/// can have the key, which will say yes, costs more than it saves. It is three cache misses.
+struct Finds;
+
+impl Finds {
+    const MAX: u8 = 64;
+    /// A read in vain costs as much as so many filters, about.
+    const IN_VAIN: u8 = 16;
+
+    /// True if fewer than one read in seventeen was in vain lately.
+    #[inline]
+    fn are_likely() -> bool {
+        FINDS.get() > Finds::MAX / 2
+    }
+
+    #[inline]
+    fn note(found: bool) {
+        let finds = FINDS.get();
+        FINDS.set(if found {
+            Finds::MAX.min(finds + 1)
+        } else {
+            finds.saturating_sub(Finds::IN_VAIN)
+        });
     }
 }
 
