@@ -289,6 +289,18 @@ impl Engine {
         patience: Patience,
         check: Option<&Check>,
     ) -> Result<Option<Place>> {
+        let _one_at_a_time = self.admit_batch(builder)?;
+        let insert = |first: SeqNo, memtables: &Memtables, payload: &[u8]| {
+            self.insert_batch(trees, first, memtables, payload);
+        };
+        self.submit(builder.finish(), trees, patience, check, insert)
+    }
+
+    /// What a large batch holds while it is written.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is over the limit.
+    pub fn admit_batch(&self, builder: &BatchBuilder) -> Result<Option<MutexGuard<'_, ()>>> {
         let bytes = builder.bytes();
         let bytes_max = self.limits.memtables_bytes_max / 2;
         if bytes > bytes_max {
@@ -297,19 +309,26 @@ impl Engine {
                  memory budget: split it or open the database with more memory"
             )));
         }
-        let _one_at_a_time = (bytes > 1 << 20).then(|| self.oversized.lock());
-        let insert = |first: SeqNo, memtables: &Memtables, payload: &[u8]| {
-            let operations = Operations::new(payload).expect("encoded by ourselves");
-            let mut operations = operations.enumerate().peekable();
-            while operations.peek().is_some() {
-                let some = operations.by_ref().take(OPERATIONS_PINNED);
-                self.insert_some(first, some, trees, memtables);
-            }
-            for (tree, memtable) in trees.iter().zip(memtables) {
-                self.note_full(tree, memtable);
-            }
-        };
-        self.submit(builder.finish(), trees, patience, check, insert)
+        Ok((bytes > 1 << 20).then(|| self.oversized.lock()))
+    }
+
+    /// Inserts the operations of a payload, which name only these keyspaces.
+    pub fn insert_batch(
+        &self,
+        trees: &[&Tree],
+        first: SeqNo,
+        memtables: &Memtables,
+        payload: &[u8],
+    ) {
+        let operations = Operations::new(payload).expect("encoded by ourselves");
+        let mut operations = operations.enumerate().peekable();
+        while operations.peek().is_some() {
+            let some = operations.by_ref().take(OPERATIONS_PINNED);
+            self.insert_some(first, some, trees, memtables);
+        }
+        for (tree, memtable) in trees.iter().zip(memtables) {
+            self.note_full(tree, memtable);
+        }
     }
 
     /// Puts operations, numbered from `first` by their index, into the memtables of `trees`.
@@ -356,6 +375,13 @@ impl Engine {
         let Some(place) = self.pipeline.submit(self, payload, trees, check, insert)? else {
             return Ok(None);
         };
+        self.note_logged(place, record_bytes);
+        Ok(Some(place))
+    }
+
+    /// After a record of so many bytes was stored.
+    #[inline]
+    pub fn note_logged(&self, place: Place, record_bytes: u64) {
         let before = place.end_lsn.0 - record_bytes;
         if before / MEASURE_BYTES != place.end_lsn.0 / MEASURE_BYTES {
             self.measure_pressure();
@@ -364,7 +390,6 @@ impl Engine {
             self.work.wake_log_thread();
         }
         self.totals.log_bytes.fetch_add(record_bytes, Ordering::Relaxed);
-        Ok(Some(place))
     }
 
     /// Waits until the commit is published, durable if asked for, and paid for.

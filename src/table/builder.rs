@@ -97,6 +97,12 @@ impl<'fs> TableBuilder<'fs> {
         })
     }
 
+    /// Reserves disk space for a table of about `bytes` bytes. What is not used is given back.
+    #[cfg(test)]
+    pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        self.out.reserve(bytes)
+    }
+
     /// Lets the table say where it belongs.
     pub fn set_origin(&mut self, origin: Origin) {
         self.origin = Some(origin);
