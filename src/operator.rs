@@ -351,6 +351,12 @@ impl Quick {
         }
     }
 
+    /// The same, if its operands are numbers; then their order does not matter.
+    #[inline]
+    pub fn of_numbers(name: &str) -> Option<Quick> {
+        Quick::of(name).filter(|quick| *quick != Quick::Append)
+    }
+
     /// True if the operator takes this operand.
     #[inline]
     pub fn takes(self, operand: &[u8]) -> bool {
@@ -363,15 +369,23 @@ impl Quick {
         if self == Quick::Append {
             return pending.extend_from_slice(operand);
         }
-        let read = |bytes: &[u8]| i64::from_le_bytes(bytes.try_into().expect("it was taken"));
-        let (a, b) = (read(pending), read(operand));
+        let number = |bytes: &[u8]| bytes.try_into().expect("it was taken");
+        let folded = self.fold_numbers(number(pending), number(operand));
+        pending.copy_from_slice(&folded);
+    }
+
+    /// Folds two operands, or an operand and the value before it, of an operator of numbers: in
+    /// whatever order.
+    #[inline]
+    pub fn fold_numbers(self, a: [u8; 8], b: [u8; 8]) -> [u8; 8] {
+        let (a, b) = (i64::from_le_bytes(a), i64::from_le_bytes(b));
         let folded = match self {
             Quick::Add => a.wrapping_add(b),
             Quick::Max => a.max(b),
             Quick::Min => a.min(b),
-            Quick::Append => unreachable!("was done"),
+            Quick::Append => unreachable!("appends bytes"),
         };
-        pending.copy_from_slice(&folded.to_le_bytes());
+        folded.to_le_bytes()
     }
 }
 

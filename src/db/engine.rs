@@ -4,6 +4,7 @@
 //! snapshots. Readers take none of them; writers take commit only.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::batch::{BatchBuilder, Operation, Operations, Payload};
+use crate::coding::Decoded;
 use crate::cursor::ValueRef;
 use crate::db::catalog::Catalog;
 use crate::db::once::Tokens;
@@ -23,7 +25,7 @@ use crate::fs::{Fs, Lock};
 use crate::key::{EntryKind, KEY_BYTES_MAX, SeqNo, VALUE_BYTES_MAX};
 use crate::loss::Loss;
 use crate::manifest::edit::Edit;
-use crate::memtable::{ArenaPool, Memtable, Surroundings};
+use crate::memtable::{self, ArenaPool, Found, Memtable, Surroundings};
 use crate::operator::Quick;
 use crate::options::{Durability, Limits, Options};
 use crate::read::get::{Answer, try_get_with};
@@ -41,6 +43,10 @@ use crate::write::stamps::Check;
 const MEASURE_BYTES: u64 = 256 << 10;
 /// Every so many bytes of log the pages ahead are made present.
 const TOUCH_BYTES: u64 = 1 << 20;
+/// So many operations of a batch are looked up in the memtable before the first of them is put there.
+const FOUND_AHEAD: usize = 8;
+/// And so many at most are put there before what they replaced may be freed.
+const OPERATIONS_PINNED: usize = 1024;
 /// Sequence numbers that are leased at a time.
 const SEQNOS_AHEAD: u64 = 1 << 28;
 /// A single-operation buffer that has grown larger than this is not kept.
@@ -318,18 +324,45 @@ impl Engine {
         payload: &[u8],
     ) {
         let operations = Operations::new(payload).expect("encoded by ourselves");
-        for (index, operation) in operations.enumerate() {
-            let operation = operation.expect("encoded by ourselves");
-            let at = trees.iter().position(|tree| tree.id == operation.keyspace);
-            let at = at.expect("every keyspace of a batch is named");
-            let seqno = SeqNo(first.0 + index as u64);
-            let Operation { key, kind, value, .. } = operation;
-            let around = Around { engine: self, tree: trees[at] };
-            memtables[at].insert_within(key, seqno, kind, value, Some(&around));
+        let mut operations = operations.enumerate().peekable();
+        while operations.peek().is_some() {
+            let some = operations.by_ref().take(OPERATIONS_PINNED);
+            self.insert_some(first, some, trees, memtables);
         }
         for (tree, memtable) in trees.iter().zip(memtables) {
             self.note_full(tree, memtable);
         }
+    }
+
+    /// Puts operations, numbered from `first` by their index, into the memtables of `trees`.
+    fn insert_some<'p>(
+        &self,
+        first: SeqNo,
+        operations: impl Iterator<Item = (usize, Decoded<Operation<'p>>)>,
+        trees: &[&Tree],
+        memtables: &Memtables,
+    ) {
+        let guard = &memtable::pin();
+        let insert = |(at, found, operation): (usize, Found<'_, '_>, Operation<'_>)| {
+            let around = Around { engine: self, tree: trees[at] };
+            let Operation { kind, value, .. } = operation;
+            memtables[at].insert_at(found, kind, value, Some(&around), guard);
+        };
+        let mut ahead = VecDeque::with_capacity(FOUND_AHEAD);
+        for (index, operation) in operations {
+            let operation = operation.expect("encoded by ourselves");
+            let at = trees.iter().position(|tree| tree.id == operation.keyspace);
+            let at = at.expect("every keyspace of a batch is named");
+            let seqno = SeqNo(first.0 + index as u64);
+            ahead.push_back((at, memtables[at].find(operation.key, seqno, guard), operation));
+            if let Some((_, found, _)) = ahead.get(FOUND_AHEAD / 2) {
+                found.prefetch(guard);
+            }
+            if ahead.len() == FOUND_AHEAD {
+                insert(ahead.pop_front().expect("it is full"));
+            }
+        }
+        ahead.into_iter().for_each(insert);
     }
 
     fn submit(

@@ -33,6 +33,8 @@ use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use smallvec::SmallVec;
+
 use crate::key::{EntryKind, SeqNo};
 use crate::memtable::arena::{Entry, prefetch};
 use crate::memtable::position::{self, HEAD_BYTES, Position};
@@ -399,6 +401,14 @@ impl<'g> LeafRef<'g> {
         prefetch(self.header.as_ptr().cast());
     }
 
+    /// Begins to load where the next slot and its tag go. Waits for the header if need be.
+    #[inline]
+    pub fn prefetch_room(self) {
+        let len = self.lens().len;
+        prefetch(self.slots_start().wrapping_add(len).cast());
+        prefetch(self.tags_start().wrapping_add(len));
+    }
+
     /// Appends a slot if there is room for it: in the leaf, and, if it is out of order, among at
     /// most `tail_max` unsorted ones.
     ///
@@ -434,26 +444,26 @@ impl<'g> LeafRef<'g> {
     /// appended meanwhile.
     pub fn sorted_with(self, more: Option<(Slot, u8)>) -> (Run, bool) {
         let lens = self.lens();
-        let (old_slots, old_tags) = (self.slots(lens), self.tags(lens));
-        let new = more.map(|(slot, _)| slot);
-        let at = |index: u16| {
-            let old = old_slots.get(usize::from(index)).copied();
-            old.or(new).expect("the only index behind the old ones is that of the new slot")
-        };
-        let before = |a: &u16, b: &u16| at(*a).is_before(&at(*b));
-        let end = lens.len + usize::from(more.is_some());
-        let mut tail: Vec<u16> = (lens.sorted as u16..end as u16).collect();
-        tail.sort_unstable_by(|a, b| if before(a, b) { Less } else { Greater });
-        let mut order: Vec<u16> = (0..lens.sorted as u16).collect();
-        merge_in(&mut order, &tail, before);
-        let in_order = order.iter().enumerate().all(|(i, &index)| i == usize::from(index));
-        let mut run = Run { slots: Vec::with_capacity(order.len()), tags: Vec::new() };
-        run.tags.reserve_exact(order.len());
-        for index in order {
-            let old_tag = old_tags.get(usize::from(index)).copied();
-            let tag = old_tag.or(more.map(|(_, tag)| tag)).expect("each slot has a tag");
-            run.push(at(index), tag);
+        let (sorted, tail) = self.slots(lens).split_at(lens.sorted);
+        let (sorted_tags, tail_tags) = self.tags(lens).split_at(lens.sorted);
+        let tail = tail.iter().copied().zip(tail_tags.iter().copied());
+        let mut fresh: SmallVec<[(Slot, u8); 2 * TAIL_SLOTS_MAX]> = tail.chain(more).collect();
+        fresh.sort_unstable_by(|a, b| if a.0.is_before(&b.0) { Less } else { Greater });
+        let is_behind = |slot: &Slot| sorted.last().is_none_or(|last| last.is_before(slot));
+        // A slot is appended unsorted only if it is before one that is there.
+        let in_order =
+            lens.sorted == lens.len && fresh.first().is_none_or(|(slot, _)| is_behind(slot));
+        let mut run = Run::with_capacity(sorted.len() + fresh.len());
+        let mut old = 0;
+        for (slot, tag) in fresh {
+            while old < sorted.len() && sorted[old].is_before(&slot) {
+                run.push(sorted[old], sorted_tags[old]);
+                old += 1;
+            }
+            run.push(slot, tag);
         }
+        run.slots.extend_from_slice(&sorted[old..]);
+        run.tags.extend_from_slice(&sorted_tags[old..]);
         (run, in_order)
     }
 
@@ -612,23 +622,6 @@ fn fill(
         rest = &rest[older..];
     }
     window.extend_from_slice(rest);
-}
-
-/// Merges the sorted `more` into the sorted `items`, from the back, in place.
-fn merge_in(items: &mut Vec<u16>, more: &[u16], before: impl Fn(&u16, &u16) -> bool) {
-    let mut old = items.len();
-    items.resize(old + more.len(), 0);
-    let mut new = more.len();
-    while new > 0 {
-        let at = old + new - 1;
-        if old > 0 && before(&more[new - 1], &items[old - 1]) {
-            items[at] = items[old - 1];
-            old -= 1;
-        } else {
-            items[at] = more[new - 1];
-            new -= 1;
-        }
-    }
 }
 
 /// Indices at which `tags` has `tag`.

@@ -159,6 +159,28 @@ struct Node {
     leaf: AtomicPtr<Header>,
 }
 
+/// Where an entry is to go, as of a moment ago: the leaf may have been split since.
+pub(crate) struct Found<'g, 'k> {
+    key: &'k [u8],
+    hash: u64,
+    position: Position<'k>,
+    lower: &'g Position<'static>,
+    node: &'g Node,
+}
+
+impl Found<'_, '_> {
+    /// Begins to load the place in the leaf, which [`Memtable::find`] has begun to load.
+    #[inline]
+    pub fn prefetch(&self, guard: &Guard) {
+        self.node.leaf(guard).prefetch_room();
+    }
+}
+
+/// Keeps what is found in any memtable from being freed.
+pub(crate) fn pin() -> Guard {
+    epoch::pin()
+}
+
 /// About what a node takes in the index: key, value, counts, a tower of two, the allocator's word.
 const NODE_BYTES: usize = size_of::<Lower>() + size_of::<Node>() + 8 + 16 + 8;
 
@@ -210,15 +232,35 @@ impl Memtable {
         value: &[u8],
         around: Option<&dyn Surroundings>,
     ) {
+        let guard = &pin();
+        self.insert_at(self.find(key, seqno, guard), kind, value, around, guard);
+    }
+
+    /// Looks up where an entry is to go, and begins to load what is there: whoever has several to
+    /// insert finds the next ones before, so that their cache misses are waited for together.
+    #[inline]
+    pub fn find<'g, 'k>(&'g self, key: &'k [u8], seqno: SeqNo, guard: &'g Guard) -> Found<'g, 'k> {
+        let hash = hash(key);
+        let position = Position::new(key, seqno);
+        let (lower, node) = self.node_at(&position, guard);
+        // The leaf is rarely in the cache; it arrives while other things are being done.
+        node.leaf(guard).prefetch_header();
+        Found { key, hash, position, lower, node }
+    }
+
+    /// As `insert_within`, of the entry that was looked up, with the guard of then.
+    pub fn insert_at<'g>(
+        &'g self,
+        found: Found<'g, '_>,
+        kind: EntryKind,
+        value: &[u8],
+        around: Option<&dyn Surroundings>,
+        guard: &'g Guard,
+    ) {
         if kind == EntryKind::Delete {
             self.tombstones.fetch_add(1, Ordering::Relaxed);
         }
-        let hash = hash(key);
-        let position = Position::new(key, seqno);
-        let guard = &epoch::pin();
-        let (mut lower, mut node) = self.node_at(&position, guard);
-        // The leaf is rarely in the cache; it arrives while the entry is being copied.
-        node.leaf(guard).prefetch_header();
+        let Found { key, hash, position, mut lower, mut node } = found;
         let slot = self.write(&position, key, kind, value);
         race(RacePoint::Found);
         loop {

@@ -13,7 +13,7 @@ use crate::cursor::ValueRef;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{self, EntryKind, SeqNo};
 use crate::memtable::{Memtable, Stopped};
-use crate::operator::{MergeOperator, Merged};
+use crate::operator::{MergeOperator, Merged, Quick};
 use crate::slice::Slice;
 use crate::tree::{Tree, View};
 
@@ -57,12 +57,13 @@ pub(crate) fn try_get_with<R, F: FnOnce(ValueRef<'_>) -> R>(
     found: F,
 ) -> Result<Answer<R, F>> {
     let found = Some(found);
-    let mut lookup = Lookup { tree, key, operands: SmallVec::new(), found, outcome: Ok(None) };
+    let (operands, sum) = (SmallVec::new(), None);
+    let mut lookup = Lookup { tree, key, operands, sum, found, outcome: Ok(None) };
     let mut step = |_: SeqNo, kind, value: ValueRef<'_>| lookup.step(kind, value);
     if visit_versions(view, key, key::hash(key), snapshot, &mut step)? == Seen::Stale {
         return Ok(Answer::Stale(lookup.found.expect("only at the end of a visit is it taken")));
     }
-    if !lookup.operands.is_empty() {
+    if lookup.has_operands() {
         lookup.fold(None);
     }
     lookup.outcome.map(Answer::Value)
@@ -100,6 +101,8 @@ struct Lookup<'a, F, R> {
     key: &'a [u8],
     /// Operands that wait for their base, newest first.
     operands: SmallVec<[Slice; 8]>,
+    /// Instead of `operands`: what those add up to, all being numbers.
+    sum: Option<(Quick, [u8; 8])>,
     found: Option<F>,
     outcome: Result<Option<R>>,
 }
@@ -109,15 +112,41 @@ impl<F: FnOnce(ValueRef<'_>) -> R, R> Lookup<'_, F, R> {
     fn step(&mut self, kind: EntryKind, value: ValueRef<'_>) -> ControlFlow<()> {
         match kind {
             EntryKind::Merge => {
-                self.operands.push(value.to_slice());
+                self.operand(value);
                 return ControlFlow::Continue(());
             }
-            EntryKind::Put if self.operands.is_empty() => self.found(value),
-            EntryKind::Delete if self.operands.is_empty() => {}
+            EntryKind::Put if !self.has_operands() => self.found(value),
+            EntryKind::Delete if !self.has_operands() => {}
             EntryKind::Put => self.fold(Some(value.bytes)),
             EntryKind::Delete => self.fold(None),
         }
         ControlFlow::Break(())
+    }
+
+    #[inline]
+    fn has_operands(&self) -> bool {
+        self.sum.is_some() || !self.operands.is_empty()
+    }
+
+    /// Takes one more operand, older than those before. Numbers are folded at once, for operators
+    /// that do not care for their order.
+    #[inline]
+    fn operand(&mut self, value: ValueRef<'_>) {
+        if let Ok(number) = value.bytes.try_into() {
+            if let Some((quick, sum)) = &mut self.sum {
+                *sum = quick.fold_numbers(*sum, number);
+                return;
+            }
+            let quick = self.tree.operator_name().and_then(Quick::of_numbers);
+            if let Some(quick) = quick.filter(|_| self.operands.is_empty()) {
+                self.sum = Some((quick, number));
+                return;
+            }
+        }
+        if let Some((_, sum)) = self.sum.take() {
+            self.operands.push(Slice::from(&sum[..]));
+        }
+        self.operands.push(value.to_slice());
     }
 
     fn found(&mut self, value: ValueRef<'_>) {
@@ -125,6 +154,18 @@ impl<F: FnOnce(ValueRef<'_>) -> R, R> Lookup<'_, F, R> {
     }
 
     fn fold(&mut self, base: Option<&[u8]>) {
+        if let Some((quick, sum)) = self.sum.take() {
+            let folded = match base.map(TryInto::try_into) {
+                None => Some(sum),
+                Some(Ok(base)) => Some(quick.fold_numbers(base, sum)),
+                // The operator will say what is wrong with the base.
+                Some(Err(_)) => None,
+            };
+            if let Some(folded) = folded {
+                return self.found(ValueRef { bytes: &folded, owner: None });
+            }
+            self.operands.push(Slice::from(&sum[..]));
+        }
         match fold(self.tree, self.key, base, &self.operands) {
             Ok(Merged::Put(value)) => self.found(ValueRef { bytes: &value, owner: None }),
             Ok(Merged::Delete) => {}

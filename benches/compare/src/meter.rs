@@ -2,7 +2,7 @@
 //!
 //! The clock is read once an operation: the end of one is the beginning of the next. That costs
 //! about 25 ns, the same for every engine, and leaves no operation untimed, so that the maximum is
-//! one. Rows of a full scan are cheaper than the clock and are timed in groups.
+//! one. A latency goes into one histogram, that of the tick; at its end it is added to the others. Rows of a full scan are cheaper than the clock and are timed in groups.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,12 +28,17 @@ pub struct Shared {
 pub struct Meter<'a> {
     shared: &'a Shared,
     start: Instant,
-    /// End of the last operation.
-    last: Instant,
-    said: Instant,
+    /// End of the last operation; this and what follows in nanoseconds since the start.
+    last: u64,
+    /// When to say how far it is.
+    next: u64,
+    tick_end: u64,
+    deadline: u64,
     ops_said: u64,
-    tick_end: Instant,
-    deadline: Instant,
+    /// Operations before this tick.
+    ops_before: u64,
+    /// Latencies in this tick, in nanoseconds, to three digits.
+    current: Histogram<u64>,
     tally: Tally,
 }
 
@@ -64,11 +69,8 @@ pub struct Point {
 
 impl Tally {
     fn new() -> Tally {
-        // Up to an hour, in 280 KiB.
-        let latencies = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
-        let latencies = latencies.expect("the bounds are in order and the digits at most 5");
         let (capped, elapsed) = (false, Duration::ZERO);
-        Tally { latencies, ops: 0, capped, elapsed, ticks: vec![tick()] }
+        Tally { latencies: latencies(), ops: 0, capped, elapsed, ticks: Vec::new() }
     }
 
     /// Of all threads, which ran in the same time.
@@ -101,6 +103,12 @@ impl Tally {
     }
 }
 
+/// Up to an hour, in 280 KiB.
+fn latencies() -> Histogram<u64> {
+    let latencies = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
+    latencies.expect("the bounds are in order and the digits at most 5")
+}
+
 fn tick() -> (u64, Histogram<u32>) {
     let latencies = Histogram::new_with_bounds(100, 3_600_000_000_000, 1);
     (0, latencies.expect("the bounds are in order and the digits at most 5"))
@@ -109,45 +117,68 @@ fn tick() -> (u64, Histogram<u32>) {
 impl<'a> Meter<'a> {
     /// Starts the clock.
     pub fn start(shared: &'a Shared, limit: Duration) -> Meter<'a> {
-        let start = Instant::now();
+        let nanoseconds = |time: Duration| time.as_nanos() as u64;
         Meter {
             shared,
-            start,
-            last: start,
-            said: start,
+            start: Instant::now(),
+            last: 0,
+            next: nanoseconds(SAY_EVERY),
+            tick_end: nanoseconds(TICK),
+            deadline: nanoseconds(limit),
             ops_said: 0,
-            tick_end: start + TICK,
-            deadline: start + limit,
+            ops_before: 0,
+            current: latencies(),
             tally: Tally::new(),
         }
+    }
+
+    /// Nanoseconds since the start.
+    #[inline]
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
     }
 
     /// Ends an operation of so many entries; false if it is time to stop.
     #[inline]
     pub fn end(&mut self, entries: u64) -> bool {
-        let now = Instant::now();
-        let latency = (now - self.last).as_nanos() as u64;
+        let now = self.now();
+        let latency = now - self.last;
         self.last = now;
-        while now >= self.tick_end {
-            self.tick_end += TICK;
-            self.tally.ticks.push(tick());
+        if now >= self.tick_end {
+            self.end_tick(now);
         }
-        self.tally.latencies.saturating_record(latency);
+        self.current.saturating_record(latency);
         self.tally.ops += entries;
-        let tick = self.tally.ticks.last_mut().expect("there is one from the start");
-        tick.0 += entries;
-        tick.1.saturating_record(latency);
-        now - self.said < SAY_EVERY || self.say(now)
+        now < self.next || self.say(now)
     }
 
     /// Begins an operation now: what was since the last one does not count.
     pub fn skip(&mut self) {
-        self.last = Instant::now();
+        self.last = self.now();
+    }
+
+    /// Adds what was recorded as a tick, and those in which nothing ended.
+    #[cold]
+    fn end_tick(&mut self, now: u64) {
+        while now >= self.tick_end {
+            self.tick_end += TICK.as_nanos() as u64;
+            let mut tick = tick();
+            tick.0 = self.tally.ops - self.ops_before;
+            self.ops_before = self.tally.ops;
+            for value in self.current.iter_recorded() {
+                let latency = value.value_iterated_to();
+                tick.1.saturating_record_n(latency, value.count_at_value() as u32);
+            }
+            self.tally.ticks.push(tick);
+            self.tally.latencies.add(&self.current).expect("histograms of the same bounds");
+            self.current.clear();
+        }
     }
 
     /// Tells how far this thread is, and asks whether to go on.
-    fn say(&mut self, now: Instant) -> bool {
-        self.said = now;
+    #[cold]
+    fn say(&mut self, now: u64) -> bool {
+        self.next = now + SAY_EVERY.as_nanos() as u64;
         self.shared.ops.fetch_add(self.tally.ops - self.ops_said, Ordering::Relaxed);
         self.ops_said = self.tally.ops;
         if now >= self.deadline {
@@ -159,7 +190,8 @@ impl<'a> Meter<'a> {
 
     /// What this thread did.
     pub fn finish(mut self) -> Tally {
-        self.tally.elapsed = self.last - self.start;
+        self.end_tick(self.tick_end);
+        self.tally.elapsed = Duration::from_nanos(self.last);
         self.tally
     }
 }
