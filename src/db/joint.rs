@@ -243,6 +243,28 @@ pub(crate) fn acknowledge_joint(
     Ok(())
 }
 
+/// Has all shards that refuse writes take them again. One may have to come before another.
+///
+/// # Errors
+/// As [`Db::resume`], of a shard that still refuses them.
+pub(crate) fn resume_shards(shards: &[Db]) -> Result<()> {
+    let is_degraded = |db: &&Db| db.engine().pipeline.breaker.check().is_err();
+    loop {
+        let (mut resumed, mut refused) = (0, None);
+        for db in shards.iter().filter(is_degraded) {
+            match db.resume() {
+                Ok(()) => resumed += 1,
+                Err(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            None => return Ok(()),
+            Some(error) if resumed == 0 => return Err(error),
+            Some(_) => {}
+        }
+    }
+}
+
 /// Snapshots of all shards that see a joint commit either wholly or not at all.
 pub(crate) fn joint_snapshots(joints: &Joints, shards: &[Db]) -> Vec<Snapshot> {
     let _gate = joints.gate();
@@ -255,7 +277,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::fs::sim::SimFs;
+    use crate::error::ErrorKind;
+    use crate::fs::fault::{Fault, FaultFs, FaultKind};
+    use crate::fs::intercept::Select;
+    use crate::fs::sim::{SimFs, Survival};
 
     struct Shards {
         joints: Arc<Joints>,
@@ -264,7 +289,10 @@ mod tests {
 
     impl Shards {
         fn open(fs: &SimFs, count: u32) -> Shards {
-            let fs: Arc<dyn Fs> = Arc::new(fs.clone());
+            Shards::open_on(Arc::new(fs.clone()), count)
+        }
+
+        fn open_on(fs: Arc<dyn Fs>, count: u32) -> Shards {
             let joints = Arc::<Joints>::default();
             let dir = |n| Path::new("db").join(format!("shard-{n}"));
             let shards = (0..count).map(|n| ShardDir { shard: ShardNumber(n), dir: dir(n) });
@@ -276,6 +304,16 @@ mod tests {
 
         /// Puts the same key and value in each of these shards.
         fn put(&self, shards: &[usize], key: &str, value: &str, durability: Durability) {
+            self.try_put(shards, key, value, durability).unwrap();
+        }
+
+        fn try_put(
+            &self,
+            shards: &[usize],
+            key: &str,
+            value: &str,
+            durability: Durability,
+        ) -> Result<()> {
             let mut builders = vec![BatchBuilder::new(); shards.len()];
             let dbs: Vec<&Db> = shards.iter().map(|shard| &self.dbs[*shard]).collect();
             let trees: Vec<[&Tree; 1]> = dbs.iter().map(|db| [&*db.tree]).collect();
@@ -289,9 +327,9 @@ mod tests {
             };
             let parts = dbs.iter().copied().zip(&mut builders).zip(&trees);
             let mut parts: Vec<JointPart<'_>> = parts.map(part).collect();
-            let places = commit_joint(&self.joints, &mut parts, None, Patience::Wait).unwrap();
+            let places = commit_joint(&self.joints, &mut parts, None, Patience::Wait)?;
             let (places, bytes) = (places.unwrap(), vec![2; shards.len()]);
-            acknowledge_joint(&parts, &places, &bytes, durability, Patience::Wait).unwrap();
+            acknowledge_joint(&parts, &places, &bytes, durability, Patience::Wait)
         }
 
         fn contents(&self) -> Vec<BTreeMap<String, String>> {
@@ -341,5 +379,65 @@ mod tests {
                 assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "{values:?}");
             }
         });
+    }
+
+    /// Makes the next sync of a shard's log fail, and tries a joint commit of 0 and 1.
+    fn fail_a_sync(shard: &str) -> (SimFs, Shards) {
+        let disk = SimFs::new();
+        let faults = Arc::new(FaultFs::over_sim(disk.clone()));
+        let shards = Shards::open_on(faults.clone(), 3);
+        shards.put(&[0, 1], "a", "1", Durability::Process);
+        shards.put(&[1, 2], "b", "2", Durability::Process);
+        let on = Select::all().name("sync").within(shard).site("log.sync");
+        faults.arm(Fault::new(FaultKind::FailedSync).on(on));
+        shards.try_put(&[0, 1], "c", "3", Durability::Disk).unwrap_err();
+        let is_open = |shard: usize| shards.dbs[shard].breaker().1.is_some();
+        // What depends on the log that failed, and nothing else.
+        assert!(is_open(0) && is_open(1), "the failure holds both back");
+        shards.dbs[2].put("own", "x").unwrap_or_else(|_| assert!(is_open(2)));
+        (disk, shards)
+    }
+
+    #[test]
+    fn shards_that_failed_are_resumed_with_everything_joint_in_all_of_them() {
+        for shard in ["shard-0", "shard-1"] {
+            let (disk, shards) = fail_a_sync(shard);
+            resume_shards(&shards.dbs).unwrap();
+            let resumed = shards.contents();
+            assert_eq!(resumed[0].get("c"), Some(&"3".to_string()), "readers had seen it");
+            let left = disk.snapshot().crash(&Survival::NothingUnsynced);
+            let found = Shards::open(&left, 3).contents();
+            assert_eq!(found[..2], resumed[..2], "it is durable");
+            assert_eq!(found[2].get("b"), Some(&"2".to_string()));
+            shards.put(&[0, 1, 2], "d", "4", Durability::Disk);
+            let left = disk.snapshot().crash(&Survival::NothingUnsynced);
+            assert_eq!(Shards::open(&left, 3).contents(), shards.contents());
+        }
+    }
+
+    #[test]
+    fn after_a_failed_sync_a_reopen_finds_joint_commits_whole() {
+        let (disk, shards) = fail_a_sync("shard-1");
+        let left = disk.snapshot().crash(&Survival::NothingUnsynced);
+        drop(shards);
+        let found = Shards::open(&left, 3).contents();
+        for (key, among) in [("a", &[0, 1][..]), ("b", &[1, 2]), ("c", &[0, 1])] {
+            let there: Vec<bool> = among.iter().map(|s| found[*s].contains_key(key)).collect();
+            assert!(there.windows(2).all(|pair| pair[0] == pair[1]), "{key}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_shard_is_opened_as_the_shard_it_is() {
+        let disk = SimFs::new();
+        drop(Shards::open(&disk, 2));
+        let fs: Arc<dyn Fs> = Arc::new(disk);
+        let options = Options::tiny;
+        let alone = Db::open_on(fs.clone(), Runtime::threads(), "db/shard-1", options());
+        assert_eq!(alone.unwrap_err().kind(), &ErrorKind::InvalidArgument);
+        let dir = Path::new("db/shard-1").to_path_buf();
+        let other = [ShardDir { shard: ShardNumber(0), dir }];
+        let opened = open_shards(&fs, &Runtime::threads(), &Arc::default(), &other, &options());
+        assert_eq!(opened.unwrap_err().kind(), &ErrorKind::InvalidArgument);
     }
 }

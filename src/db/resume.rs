@@ -13,16 +13,21 @@
 //! 5. Begin a new log at that position. Let numbers go on beyond all that were given out, then
 //!    close the breaker.
 //!
+//! In a shard, the parts that other shards have of the commits over several that it shows are made
+//! durable before step 2, so that a crash never finds the one without the other; and the manifest of
+//! step 3 says up to where the old log was given up, since other shards' logs may name a part in it.
+//!
 //! A failure before step 3 is through leaves everything as it was, a later one leaves nothing in
 //! memory that is not in tables; either way the breaker opens again, and another resume begins at
 //! step 1.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::compaction::picker::flush_cuts;
 use crate::db::engine::Engine;
 use crate::error::{DegradedCause, Result};
-use crate::file::{FileKind, FileNumber};
+use crate::file::{FileKind, FileNumber, Lsn};
 use crate::flush::flush;
 use crate::key::SeqNo;
 use crate::manifest::edit::{Edit, TableAdded};
@@ -76,12 +81,16 @@ impl Engine {
         if self.pipeline.breaker.half_open_again() == Some(DegradedCause::Corruption) {
             return Err(self.pipeline.breaker.error());
         }
+        let copied = self.pipeline.ring.copied();
+        if let Some(member) = &self.pipeline.member {
+            member.prepare_resume(copied)?;
+        }
         let trees = self.trees.load_full();
         let mut rescued = Vec::new();
         for tree in trees.iter().filter(|tree| !tree.is_dropped()) {
             rescued.push((tree.clone(), self.rescue(tree, cut)?));
         }
-        self.install_rescued(cut, rescued)
+        self.install_rescued(cut, copied, rescued)
     }
 
     /// Writes what the memtables of a keyspace hold up to `cut` as tables.
@@ -101,6 +110,7 @@ impl Engine {
     fn install_rescued(
         &self,
         cut: SeqNo,
+        copied: Lsn,
         rescued: Vec<(Arc<Tree>, Vec<Added<Table>>)>,
     ) -> Result<()> {
         let mut catalog = self.catalog.lock();
@@ -116,6 +126,10 @@ impl Engine {
             next_file: Some(FileNumber(self.next_file().0 + 1).max(catalog.file_lease())),
             ..Edit::default()
         };
+        if self.pipeline.member.is_some() {
+            edit.voids_settled = self.voids_settled.swap(false, Ordering::Relaxed);
+            edit.voids = vec![(copied.min(first_lsn), first_lsn)];
+        }
         for (tree, added) in &rescued {
             edit.flushed_upto.push((tree.id, cut));
             edit.tables_added.extend(added.iter().map(|(level, run, table)| TableAdded {
@@ -154,6 +168,9 @@ impl Engine {
             commit.restart(cursor);
             let last_seqno = SeqNo(commit.next_seqno().0 - 1);
             self.pipeline.ring.reset(last_seqno, first_lsn);
+        }
+        if let Some(member) = &self.pipeline.member {
+            member.resumed(copied);
         }
         self.pipeline.reset_syncer(first_lsn);
         for number in logs.abandon_older() {

@@ -20,8 +20,11 @@
 //! 2. [`Joints::settle`], whenever `stable` of a shard has risen, goes through the list once, takes
 //!    out what is closed and raises `durable` of every shard.
 //! 3. [`Joints::fail`]: a log that cannot be synced never becomes stable. What it holds back is
-//!    never closed, so the shards that it holds back fail too, and those that they hold back. They
-//!    are repaired together ([`crate::db::resume`]).
+//!    never closed, so the shards that it holds back fail too, and those that they hold back.
+//! 4. [`Joints::prepare_resume`]: a shard that is resumed makes durable what it shows, parts of joint
+//!    commits too, so the other parts must be stable before. A log that is only held back can still
+//!    be synced. If the logs of two shards failed before a commit over both was stable in either,
+//!    neither can be resumed first: both are refused, and opening them anew cuts what is not whole.
 //!
 //! The *gate* is held while the parts of a joint commit are published, and while a snapshot reads
 //! the visible numbers of several shards: it never sees a part of a joint commit.
@@ -36,7 +39,7 @@ use smallvec::SmallVec;
 
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
-use crate::error::Error;
+use crate::error::{DegradedCause, Error};
 use crate::file::{Lsn, ShardNumber};
 
 /// What the shards of one database share. See the module's comment.
@@ -85,6 +88,8 @@ pub(crate) trait Peer: Send + Sync {
     fn request(&self, lsn: Lsn);
     /// Nothing that is not durable will become so: another shard's failure holds it back.
     fn held_back(&self, error: &Error);
+    /// Makes the log stable through `lsn`, though it is held back.
+    fn sync_through(&self, lsn: Lsn) -> Result<(), Error>;
 }
 
 /// A rule of joint commits, which a test may leave out to see that others notice.
@@ -120,6 +125,16 @@ impl Member {
     /// True if a joint commit that is not closed begins before `lsn` in this shard.
     pub fn has_unclosed_before(&self, lsn: Lsn) -> bool {
         self.joints.has_unclosed_before(self.shard, lsn)
+    }
+
+    /// See [`Joints::prepare_resume`].
+    pub fn prepare_resume(&self, copied: Lsn) -> Result<(), Error> {
+        self.joints.prepare_resume(self.shard, copied)
+    }
+
+    /// See [`Joints::resumed`].
+    pub fn resumed(&self, copied: Lsn) {
+        self.joints.resumed(self.shard, copied);
     }
 
     /// This shard's log is not synced any more: `error` says why.
@@ -234,6 +249,39 @@ impl Joints {
         self.unclosed_count.load(Ordering::Acquire) > 0
             && self.keeps(Rule::Flush)
             && self.state.lock().first_unclosed(shard).is_some_and(|first| first < lsn)
+    }
+
+    /// Makes stable, in the other shards, everything that is joint with what `shard` has published,
+    /// which ends at `copied`. Call it before that is made durable by other means.
+    ///
+    /// # Errors
+    /// If one of them cannot be: its log has failed itself. It may be resumed first, unless it needs
+    /// this one.
+    pub fn prepare_resume(&self, shard: ShardNumber, copied: Lsn) -> Result<(), Error> {
+        let (needed, peers) = {
+            let state = self.state.lock();
+            (state.needed_for(shard, copied), state.peers())
+        };
+        for (other, upto) in needed.into_iter().filter(|(other, _)| *other != shard) {
+            let what = format!("commits over shards {} and {} are not durable", shard.0, other.0);
+            match peers.get(&other) {
+                Some(peer) => peer.sync_through(upto).map_err(|error| error.context(what))?,
+                None => return Err(Error::degraded(DegradedCause::LogSync).context(what)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What `shard` had published, up to `copied`, is durable, and the rest of its log given up: with
+    /// it the joint commits that were never published. It takes commits again.
+    pub fn resumed(&self, shard: ShardNumber, copied: Lsn) {
+        let mut state = self.state.lock();
+        let is_lost = |part: &Extent| part.shard == shard && part.lsn >= copied;
+        state.unclosed.retain(|joint| !joint.iter().any(is_lost));
+        self.unclosed_count.store(state.unclosed.len() as u64, Ordering::Release);
+        if let Some(shard) = state.shards.get_mut(&shard) {
+            shard.failure = None;
+        }
     }
 
     /// The log of `shard` is never synced again. Everybody whom that holds back is told.

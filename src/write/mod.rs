@@ -16,6 +16,8 @@ pub(crate) mod breaker;
 pub(crate) mod closing;
 pub(crate) mod commit;
 pub(crate) mod joint;
+#[cfg(test)]
+mod joint_model;
 pub(crate) mod log;
 pub(crate) mod pressure;
 pub(crate) mod ring;

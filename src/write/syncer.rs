@@ -47,6 +47,8 @@ struct State {
     wanted: Lsn,
     /// Set once a sync has failed: nothing that is not durable will become so.
     failure: Option<Error>,
+    /// It was a sync of this log, which is then never synced again.
+    is_own: bool,
     /// Tickets that are awaited, with the position that each waits for.
     wakers: Vec<(Lsn, Waker)>,
     stopped: bool,
@@ -199,7 +201,10 @@ impl Pipeline {
     /// Forgets a failure, after everything visible was made durable by other means through
     /// `durable`.
     pub fn reset_syncer(&self, durable: Lsn) {
-        self.syncer.state.lock().failure = None;
+        {
+            let mut state = self.syncer.state.lock();
+            (state.failure, state.is_own) = (None, false);
+        }
         self.covered(durable);
     }
 
@@ -262,6 +267,7 @@ impl Pipeline {
                 // may be trusted: the kernel may have dropped what it could not write.
                 self.breaker.open(DegradedCause::LogSync, &error);
                 state.failure.get_or_insert(error);
+                state.is_own = true;
             }
         }
         state.handed_over = state.running;
@@ -314,6 +320,29 @@ impl Peer for Pipeline {
 
     fn request(&self, lsn: Lsn) {
         self.syncer.request(lsn);
+    }
+
+    fn sync_through(&self, lsn: Lsn) -> Result<()> {
+        let syncer = &self.syncer;
+        let mut state = syncer.state.lock();
+        while syncer.stable() < lsn {
+            if state.is_own {
+                let failure = state.failure.as_ref().map_or_else(String::new, Error::to_string);
+                return Err(Error::degraded(DegradedCause::LogSync).context(failure));
+            }
+            if state.running {
+                state.wanted = state.wanted.max(lsn);
+                syncer.done.wait(&mut state);
+                continue;
+            }
+            state.running = true;
+            drop(state);
+            state = self.sync_in_turn();
+            if state.handed_over {
+                syncer.work.notify_one();
+            }
+        }
+        Ok(())
     }
 
     fn held_back(&self, error: &Error) {
