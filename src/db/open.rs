@@ -714,9 +714,7 @@ fn read_logs(fs: &dyn Fs, dir: &Path, names: &[String]) -> Result<Vec<LogFile>> 
         let Some((FileKind::Log, number)) = file::parse_name(name) else { continue };
         let path = dir.join(name);
         let opened = fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
-        // Before it is mapped: pages that are present count as data.
-        let zeros_from = opened.zeros_from().map_err(|e| Error::io("seek in", &path, e))?;
-        let bytes = opened.map().map_err(|e| Error::io("map", &path, e))?;
+        let (bytes, zeros_from) = fs::map_log(&*opened).map_err(|e| Error::io("map", &path, e))?;
         files.push(LogFile { path, number, bytes, zeros_from });
     }
     Ok(files)

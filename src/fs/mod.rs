@@ -215,6 +215,21 @@ pub(crate) fn read_first(file: &dyn File, bytes: u64) -> io::Result<Vec<u8>> {
     Ok(all)
 }
 
+/// The whole of a log as memory, and where its zeros begin: see [`File::zeros_from`].
+///
+/// # Errors
+/// `UnexpectedEof` if the file is not as long as it says, and those of the file system.
+pub(crate) fn map_log(file: &dyn File) -> io::Result<(Bytes, u64)> {
+    // Before it is mapped: pages that are present count as data.
+    let zeros_from = file.zeros_from()?;
+    let (bytes, len) = (file.map()?, file.len()?);
+    // What lies beyond a length that is too short would be taken for zeros.
+    match bytes.len() as u64 == len {
+        true => Ok((bytes, zeros_from)),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
 #[cfg(any(test, feature = "testing"))]
 thread_local! {
     static SITE: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
@@ -309,6 +324,46 @@ mod tests {
             let error = read_first(&*file, len).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         }
+    }
+
+    /// Says that it is eight bytes shorter than it is.
+    #[derive(Debug)]
+    struct Short(Arc<dyn File>);
+
+    impl File for Short {
+        fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.0.write_at(offset, data)
+        }
+        fn sync(&self) -> io::Result<()> {
+            self.0.sync()
+        }
+        fn allocate(&self, bytes: u64) -> io::Result<()> {
+            self.0.allocate(bytes)
+        }
+        fn set_len(&self, bytes: u64) -> io::Result<()> {
+            self.0.set_len(bytes)
+        }
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.0.len()? - 8)
+        }
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+            self.0.read_at(buf, offset)
+        }
+        fn map(&self) -> io::Result<Bytes> {
+            self.0.map()
+        }
+    }
+
+    /// Bug: of a log whose length was said to be shorter than it is, the rest was taken for zeros,
+    /// and its commits were lost without a word. Cause: where nothing is known of zeros, they are
+    /// said to begin at the length, which was not compared with what was mapped. Fix: it is.
+    #[test]
+    fn a_log_that_is_longer_than_it_says_is_not_taken_for_zeros() {
+        let disk = sim::SimFs::new();
+        let file = disk.create(Path::new("/a")).unwrap();
+        file.write_at(0, &[1; 64]).unwrap();
+        assert_eq!(map_log(&*file).unwrap(), (Bytes::from(vec![1; 64]), 64));
+        assert_eq!(map_log(&Short(file)).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

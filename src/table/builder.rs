@@ -404,7 +404,7 @@ impl ChunkWriter {
     fn finish(&mut self) -> Result<()> {
         self.write_front(self.buffer.len())?;
         if self.reserved > self.written {
-            // Else the footer is not where a reader looks for it.
+            // Else the blocks beyond its end stay reserved; the length is right already.
             let _site = fs::site("table.truncate");
             self.file.set_len(self.written).map_err(|e| Error::io("truncate", &self.path, e))?;
         }

@@ -24,7 +24,7 @@ use crate::db::keyspace::Keyspace;
 use crate::db::open::{loss_of, mode_for};
 use crate::error::{Error, Result};
 use crate::file::{self, FileKind, FileNumber, Lsn};
-use crate::fs::Fs;
+use crate::fs::{self, Fs};
 use crate::key::SeqNo;
 use crate::loss::Loss;
 use crate::options::{Durability, Recovery};
@@ -213,9 +213,7 @@ fn read_logs(fs: &dyn Fs, dir: &Path) -> Result<Vec<LogFile>> {
     let mut files = Vec::new();
     for (number, path) in logs_in(fs, dir)? {
         let opened = fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
-        // Before it is mapped: pages that are present count as data.
-        let zeros_from = opened.zeros_from().map_err(|e| Error::io("seek in", &path, e))?;
-        let bytes = opened.map().map_err(|e| Error::io("map", &path, e))?;
+        let (bytes, zeros_from) = fs::map_log(&*opened).map_err(|e| Error::io("map", &path, e))?;
         files.push(LogFile { path, number, bytes, zeros_from });
     }
     Ok(files)

@@ -251,10 +251,12 @@ fn every_length_of_every_file_gives_a_prefix_or_corruption() {
     let cut = |bytes: &[u8], len: usize| bytes[..len].to_vec();
     let quota = quota("ESKER_CUT_SECONDS", 120);
     let tally = check("every length", &subject, quota, <[u8]>::len, cut);
-    settings::tally(&[("lengths", tally.total())]);
-    let counts = tally.counts;
+    let (total, counts) = (tally.total(), tally.counts);
+    settings::tally(&[("lengths", total)]);
     let shorter = counts.get(&(".log".to_string(), Outcome::Shorter));
-    assert!(shorter.is_some_and(|count| *count > 50), "the log has a tail to lose: {counts:?}");
+    // Of a sample, should the quota not be enough for all.
+    let has_tail = shorter.is_some_and(|count| *count > total / 1000);
+    assert!(has_tail, "the log has a tail to lose: {counts:?}");
 }
 
 #[test]
