@@ -552,7 +552,6 @@ impl Queue {
     /// Why it has not: it may be tried again. `Closed` if it never will, and nobody reads it.
     pub fn apply_turn(&self, cut: &Cut) -> Result<()> {
         let mut state = self.state.lock();
-        state.failure = None;
         loop {
             if state.applied >= cut.number {
                 // The consumer had to skip it.
@@ -566,12 +565,13 @@ impl Queue {
             if state.ended {
                 return Err(state.failure.take().unwrap_or_else(ended_error));
             }
-            if let Some(error) = &state.failure {
-                return Err(error.duplicate());
-            }
             if !is_read && state.cut.is_none() {
                 state.cut = Some(cut.clone());
                 self.work.notify_all();
+            }
+            // It stays until the consumer gets on.
+            if let Some(error) = &state.failure {
+                return Err(error.duplicate());
             }
             self.settled.wait(&mut state);
         }
