@@ -421,7 +421,7 @@ fn violation(
             let ids: Vec<_> = contents.commits.keys().collect();
             return Some(format!("shard {shard} has {ids:?}, no prefix of {order:?}"));
         }
-        let counted = if program.seed % 2 == 0 { count as i64 } else { 0 };
+        let counted = if program.seed.is_multiple_of(2) { count as i64 } else { 0 };
         if contents.count != counted {
             return Some(format!("shard {shard} counts {} of {count}", contents.count));
         }
