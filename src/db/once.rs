@@ -401,12 +401,7 @@ impl Opened {
         let is_flushed = since <= self.in_tables_upto
             || view.version.tables().any(|(_, table)| table.facts().seqno_max >= since);
         let has_older = |table: &Table| table.facts().seqno_min <= since && table.may_contain(hash);
-<<<<<<< HEAD
-        !is_flushed
-            || view.version.runs().any(|(_, run)| run.candidate(key).is_some_and(&has_older))
-=======
         !is_flushed || view.version.runs().any(|(_, run)| run.candidate(key).is_some_and(has_older))
->>>>>>> main
     }
 
     fn age_ms(&self, engine: &Engine) -> u64 {
