@@ -269,7 +269,11 @@ fn open(dir: &Path) -> esker::Result<(Db, Keyspace, Keyspace)> {
     // several of each.
     let mut options = Options::default();
     (options.memory, options.table_bytes, options.threads) = (1 << 20, 64 << 10, 2);
-    options.filter = Filter::Bloom { bits_per_key: 10 };
+    // Each open draws its filter, so tables with both kinds lie beside each other.
+    options.filter = match fastrand::bool() {
+        true => Filter::Bloom { bits_per_key: 10 },
+        false => Filter::BinaryFuse8,
+    };
     options.compression = Compression::Lz4;
     let db = match std::env::var_os(BY_CALLS) {
         Some(_) => open_by_calls(dir, options)?,
