@@ -9,7 +9,7 @@
 //! token --hash--> line of 512 bits --hash--> 6 of its bits; all set: perhaps, else: never
 //! ```
 //!
-//! 1. Every token with a number above [`Recent::since`] is in the filter, before its commit takes a
+//! 1. Every token with a number above [`Noting::since`] is in the filter, before its commit takes a
 //!    place. So of a token that it does not know, there is no entry above that number.
 //! 2. There are two generations. When the newer one is full the older one is forgotten, and `since`
 //!    becomes the number up to which the newer one does not know all.

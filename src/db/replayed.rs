@@ -2,7 +2,7 @@
 //!
 //! They are not copied out of the log, whose files stay mapped meanwhile, and not put into a memtable:
 //! nobody reads them before they are in tables, so they are sorted once, where a memtable is sorted
-//! all the time. That takes less than half the time of a replay (docs/decisions/0003).
+//! all the time. That takes less than half the time of a replay (docs/decisions/0013).
 
 use std::cmp::Ordering;
 
