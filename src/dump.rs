@@ -279,7 +279,7 @@ manifest 4 id 00000000000000010000000000000000
     next keyspace 2
 0x000180 edit lsn 256 number 1 payload 3 copied 256 durable 256
     next file 21
-0x0001a8 edit lsn 296 number 2 payload 156 copied 296 durable 296
+0x0001a8 edit lsn 296 number 2 payload 175 copied 296 durable 296
     + keyspace 0 \"default\"
     + keyspace 5 \"ä\" operator \"max\"
     - keyspace 3
@@ -296,6 +296,10 @@ manifest 4 id 00000000000000010000000000000000
     next file 12
     next keyspace 6
     clean close at seqno 7
+    shard 7
+    earlier voids are settled
+    void from lsn 8 to 16
+    void from lsn 300 to 1099511627776
 ";
         assert_dump(&fs.get("manifest-000004").unwrap(), expected);
     }
