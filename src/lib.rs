@@ -41,6 +41,9 @@ mod write;
 
 mod db;
 
+#[cfg_attr(not(test), expect(dead_code, reason = "until databases over several shards are opened"))]
+mod shard;
+
 mod toolkit;
 
 pub mod tools;
