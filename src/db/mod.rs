@@ -6,6 +6,7 @@
 //! - `guard`: conditional commits. `once`: idempotent ones.
 //! - `snapshot`: [`Snapshot`], reads as of one moment.
 //! - `stats`: [`Stats`].
+//! - `joint`: several engines as the shards of one database.
 //! - `resume`: taking writes again after a failure of the disk.
 //! - `engine`: what the handles share. `open`: from a directory to an engine. `aside`: keeping what
 //!   a salvage goes on without. `catalog`: the
@@ -18,6 +19,8 @@ pub(crate) mod catalog;
 pub(crate) mod engine;
 pub(crate) mod guard;
 pub(crate) mod jobs;
+#[expect(dead_code, reason = "what databases over several shards are built on")]
+pub(crate) mod joint;
 pub(crate) mod keyspace;
 pub(crate) mod once;
 pub(crate) mod open;
@@ -48,6 +51,7 @@ use crate::manifest::edit::Edit;
 use crate::options::{Compression, Durability, Filter, Options, ReadMode, Recovery, TokenWindow};
 use crate::runtime::{Mutex, Runtime, Task};
 use crate::write::breaker::{BreakerState, BreakerWatch};
+use crate::write::commit::closed_error;
 use crate::write::pressure::Pressure;
 
 /// An open database. Cheap to clone; all clones are the same database.
@@ -109,7 +113,13 @@ impl Db {
     fn open_inner(fs: Arc<dyn Fs>, runtime: Runtime, dir: &Path, options: Options) -> Result<Db> {
         let engine = open::open(fs, runtime, dir, options)
             .map_err(|error| error.context(format!("open {}", dir.display())))?;
-        let tasks = engine.spawn().map_err(|error| Error::io("start threads for", dir, error))?;
+        Db::start(engine)
+    }
+
+    /// Starts the background threads of an engine.
+    fn start(engine: Arc<Engine>) -> Result<Db> {
+        let tasks = engine.spawn();
+        let tasks = tasks.map_err(|e| Error::io("start threads for", &engine.dir, e))?;
         let tree = engine.tree(DEFAULT_KEYSPACE).expect("every database has it");
         engine.measure_pressure();
         let handle = Arc::new(Handle { engine, tasks: Mutex::new(tasks) });
@@ -281,6 +291,10 @@ impl Handle {
         }
         for task in std::mem::take(&mut *self.tasks.lock()) {
             task.join();
+        }
+        if let Some(member) = &engine.pipeline.member {
+            // What it leaves behind unsynced never will be.
+            member.fail(&closed_error());
         }
         engine.pipeline.breaker.changes.end();
     }
