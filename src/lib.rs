@@ -41,7 +41,6 @@ mod write;
 
 mod db;
 
-#[cfg_attr(not(test), expect(dead_code, reason = "until databases over several shards are opened"))]
 mod shard;
 
 mod toolkit;
@@ -65,6 +64,12 @@ pub use crate::options::{
     Compression, Durability, Filter, Options, ReadMode, Recovery, TokenWindow,
 };
 pub use crate::read::scan::{Cursor, Entry, Iter};
+pub use crate::shard::batch::{ShardedBatch, ShardedTicket};
+pub use crate::shard::keyspace::ShardedKeyspace;
+pub use crate::shard::partition::Partition;
+pub use crate::shard::scan::{ShardedCursor, ShardedIter};
+pub use crate::shard::snapshot::{ShardedKeyspaceSnapshot, ShardedSnapshot};
+pub use crate::shard::{ShardStats, ShardedDb, ShardedDbBuilder, ShardedStats};
 pub use crate::slice::Slice;
 pub use crate::toolkit::batcher::{Batcher, BatcherOptions, ItemTicket};
 pub use crate::toolkit::coalescer::{Coalescer, CoalescerOptions};

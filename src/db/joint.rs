@@ -14,7 +14,6 @@ use crate::batch::BatchBuilder;
 use crate::db::Db;
 use crate::db::engine::Engine;
 use crate::db::open;
-use crate::db::snapshot::Snapshot;
 use crate::error::Result;
 use crate::file::ShardNumber;
 use crate::fs::Fs;
@@ -169,18 +168,13 @@ pub(crate) fn acknowledge_joint(
     Ok(())
 }
 
-/// Snapshots of all shards that see a joint commit either wholly or not at all.
-pub(crate) fn joint_snapshots(joints: &Joints, shards: &[Db]) -> Vec<Snapshot> {
-    let _gate = joints.gate();
-    shards.iter().map(Snapshot::new).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
     use std::path::Path;
 
     use super::*;
+    use crate::db::snapshot::Snapshot;
     use crate::fs::sim::SimFs;
 
     struct Shards {
@@ -261,7 +255,7 @@ mod tests {
                 });
             }
             for _ in 0..300 {
-                let snapshots = joint_snapshots(&shards.joints, &shards.dbs);
+                let snapshots = Snapshot::of_shards(&shards.joints, shards.dbs.iter());
                 let values = snapshots.iter().map(|snapshot| snapshot.get("k").unwrap());
                 let values: Vec<_> = values.map(|value| value.map(|v| v.to_vec())).collect();
                 assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "{values:?}");

@@ -44,6 +44,10 @@ impl KeyspaceOptions {
         KeyspaceOptions::default()
     }
 
+    pub(crate) fn operator_name(&self) -> Option<&str> {
+        self.operator.as_deref().map(MergeOperator::name)
+    }
+
     /// `merge` folds operands with this operator. Its name is persisted, and checked whenever the
     /// keyspace is opened with one; a keyspace without one may be given one later.
     #[must_use]
@@ -468,7 +472,7 @@ impl Engine {
     }
 }
 
-fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > 255 {
         return Err(Error::invalid("the name of a keyspace has 1 to 255 bytes"));
     }

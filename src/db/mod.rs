@@ -19,7 +19,6 @@ pub(crate) mod catalog;
 pub(crate) mod engine;
 pub(crate) mod guard;
 pub(crate) mod jobs;
-#[expect(dead_code, reason = "what databases over several shards are built on")]
 pub(crate) mod joint;
 pub(crate) mod keyspace;
 pub(crate) mod once;
@@ -138,6 +137,12 @@ impl Db {
     pub fn keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace> {
         let tree = self.engine().open_keyspace(name, options)?;
         Ok(Keyspace::new(self.default.handle.clone(), tree))
+    }
+
+    /// The keyspace of this name, hidden or not, if there is one.
+    pub(crate) fn existing_keyspace(&self, name: &str) -> Option<Keyspace> {
+        let tree = self.engine().tree(name)?;
+        Some(Keyspace::new(self.default.handle.clone(), tree))
     }
 
     /// Names of all keyspaces, sorted. `default` is always there.

@@ -34,7 +34,8 @@ use crate::db::engine::{Engine, Parts};
 use crate::db::jobs::table_config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{
-    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, LOST, Lsn, TEMPORARY_ENDING,
+    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, LOST, Lsn, SHARD_MARK,
+    TEMPORARY_ENDING,
 };
 use crate::flush::flush;
 use crate::fs::{self, Fs, Lock};
@@ -92,7 +93,7 @@ fn open_as(
     if options.memory < 1 << 20 {
         return Err(Error::invalid("the memory budget must be at least 1 MiB"));
     }
-    look(&*fs, dir, options.create)?;
+    look(&*fs, dir, options.create, member.is_some())?;
     fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     let lock = take_lock(&*fs, dir)?;
     let loaded = load(&fs, dir)?;
@@ -150,7 +151,7 @@ pub(crate) fn recover(
 }
 
 /// What `dir` holds, before anything is created there.
-fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
+fn look(fs: &dyn Fs, dir: &Path, create: bool, as_shard: bool) -> Result<()> {
     let names = match fs.list(dir) {
         Ok(names) => names,
         Err(error) if error.kind() == io::ErrorKind::NotFound && create => return Ok(()),
@@ -167,8 +168,15 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
             || name.ends_with(TEMPORARY_ENDING)
             || name == "lost+found"
             || name == LOST
+            || (name == SHARD_MARK && as_shard)
             || file::parse_name(name).is_some()
     };
+    if !as_shard && names.iter().any(|name| name == SHARD_MARK) {
+        return Err(Error::invalid(format!(
+            "{} is a shard of a larger database: open that, with ShardedDb",
+            dir.display()
+        )));
+    }
     let has_current = names.iter().any(|name| name == file::CURRENT);
     // What is left of a database without CURRENT is for the manifest's reader to judge.
     let left = |name: &String| name == file::CURRENT || file::parse_name(name).is_some();
@@ -187,12 +195,12 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
 }
 
 #[cold]
-fn no_database(dir: &Path) -> Error {
+pub(crate) fn no_database(dir: &Path) -> Error {
     Error::new(ErrorKind::InvalidArgument)
         .context(format!("there is no database in {}", dir.display()))
 }
 
-fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
+pub(crate) fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
     let path = dir.join(LOCK);
     fs.lock(&path).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {

@@ -128,6 +128,14 @@ impl KeyRange {
         (self.lower.as_ref().map(Vec::as_slice), self.upper.as_ref().map(Vec::as_slice))
     }
 
+    /// What all keys of the range begin with.
+    pub fn common_prefix(&self) -> Vec<u8> {
+        let (Bound::Included(lower) | Bound::Excluded(lower)) = &self.lower else { return vec![] };
+        let (Bound::Included(upper) | Bound::Excluded(upper)) = &self.upper else { return vec![] };
+        let common = lower.iter().zip(upper).take_while(|(a, b)| a == b).count();
+        lower[..common].to_vec()
+    }
+
     fn is_below_upper(&self, key: &[u8]) -> bool {
         match &self.upper {
             Bound::Unbounded => true,
@@ -700,6 +708,15 @@ impl std::iter::FusedIterator for Iter {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_of_a_range_begin_alike() {
+        let common = |range: std::ops::Range<&str>| KeyRange::new(range).common_prefix();
+        assert_eq!(common("a:b".."a:c"), b"a:");
+        assert_eq!(common("a:".."a;"), b"a");
+        assert_eq!(KeyRange::new("a".."b").common_prefix(), b"");
+        assert_eq!(KeyRange::new("a"..).common_prefix(), b"");
+    }
 
     #[test]
     fn a_prefix_ends_before_the_next_one() {

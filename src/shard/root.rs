@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use crate::db::Db;
 use crate::db::keyspace::{Keyspace, KeyspaceOptions, check_name};
 use crate::db::open::DEFAULT_KEYSPACE;
-use crate::error::{DegradedCause, Error, ErrorKind, Result};
+use crate::error::{DegradedCause, Error, Result};
 use crate::fs::{Fs, Lock};
 use crate::options::Options;
 use crate::runtime::{Mutex, MutexGuard, Runtime};
@@ -324,7 +324,7 @@ impl Root {
 
     // What is done to every shard.
 
-    /// Calls `f` with every shard, at the same time if there are several.
+    /// Calls `f` with every shard, one after the other.
     ///
     /// # Errors
     /// The first one, by number of the shard; `f` was called for all of them.
@@ -334,13 +334,7 @@ impl Root {
 
     /// Takes writes again in every shard that refuses them.
     pub fn resume(&self) -> Result<()> {
-        for shard in self.shards() {
-            match shard.resume() {
-                // Repaired together with one before it.
-                Err(error) if *error.kind() == ErrorKind::InvalidArgument => {}
-                other => other?,
-            }
-        }
+        self.for_all(Db::resume)?;
         self.mend()
     }
 }

@@ -69,6 +69,9 @@ pub(crate) type DirtyKey = (SpaceId, Box<[u8]>);
 
 /// Tells the keyspaces of a database apart while it is open.
 pub(crate) type SpaceId = u32;
+/// The hidden keyspaces of idempotent commits.
+pub(crate) const TOKENS_SPACE: SpaceId = SpaceId::MAX;
+pub(crate) const SOURCES_SPACE: SpaceId = SpaceId::MAX - 1;
 
 impl Moving {
     pub fn new(from: ShardIndex, to: ShardIndex, slots: SlotSet) -> Moving {
@@ -128,11 +131,7 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub fn new(pass: Pass) -> Gate {
-        Gate {
-            pass: ArcSwap::from_pointee(pass),
-            changes: Mutex::new(0),
-            changed: Condvar::new(),
-        }
+        Gate { pass: ArcSwap::from_pointee(pass), changes: Mutex::new(0), changed: Condvar::new() }
     }
 
     /// The pass of a writer of one slot; to be held until its commit is published.
