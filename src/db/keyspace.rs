@@ -44,6 +44,17 @@ impl KeyspaceOptions {
         KeyspaceOptions::default()
     }
 
+    /// The choices by which this keyspace has become what it is.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if its operator is not registered.
+    pub(crate) fn of(tree: &Tree) -> Result<KeyspaceOptions> {
+        if tree.operator_name().is_some() && tree.operator().is_none() {
+            tree.check_operand(&[])?;
+        }
+        Ok(KeyspaceOptions { operator: tree.operator().cloned() })
+    }
+
     pub(crate) fn operator_name(&self) -> Option<&str> {
         self.operator.as_deref().map(MergeOperator::name)
     }

@@ -145,6 +145,11 @@ impl Db {
         Some(Keyspace::new(self.default.handle.clone(), tree))
     }
 
+    /// Makes the hidden keyspaces of idempotent commits, if they are not there.
+    pub(crate) fn open_hidden(&self) -> Result<()> {
+        self.engine().open_tokens()
+    }
+
     /// Names of all keyspaces, sorted. `default` is always there.
     #[must_use]
     pub fn keyspace_names(&self) -> Vec<String> {

@@ -448,6 +448,11 @@ impl Engine {
         Ok(self.tokens.opened.get_or_init(|| opened))
     }
 
+    /// Makes the keyspaces of tokens, if they are not there.
+    pub fn open_tokens(&self) -> Result<()> {
+        self.opened_tokens().map(|_| ())
+    }
+
     fn read_marks(&self, sources: &View, key: &[u8], at: SeqNo) -> Result<Marks> {
         let marks = newest_with(sources, key, at, |_, _, value| Marks::decode(value))?;
         marks.unwrap_or(Ok(Marks::default())).map_err(|error| self.bad_token(key, error))

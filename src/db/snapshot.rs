@@ -9,7 +9,7 @@ use crate::db::{Db, Handle};
 use crate::error::{Error, Result};
 use crate::key::SeqNo;
 use crate::read::get::get_with;
-use crate::read::scan::{Cursor, Iter, KeyRange};
+use crate::read::scan::{Cursor, Iter, KeyRange, Pinned as _, PinnedTree};
 use crate::runtime::MutexGuard;
 use crate::slice::Slice;
 use crate::snapshots::Reading;
@@ -181,12 +181,13 @@ impl KeyspaceSnapshot {
     /// A cursor that lends keys and values.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
-        self.cursor_within(&KeyRange::all())
+        self.pinned().open(&KeyRange::all())
     }
 
-    /// A cursor for keys of this range.
-    pub(crate) fn cursor_within(&self, range: &KeyRange) -> Cursor {
-        Cursor::new(self.tree.clone(), self.tree.view_arc(), self.reading(), range)
+    /// What scans read from, also once this is gone.
+    pub(crate) fn pinned(&self) -> PinnedTree {
+        let (tree, view) = (self.tree.clone(), self.tree.view_arc());
+        PinnedTree { tree, view, reading: self.reading() }
     }
 
     /// For what may outlive this snapshot.

@@ -660,11 +660,11 @@ impl<P: Pinned> DoubleEndedIterator for Ends<P> {
 /// Yields an error once, where it occurs, and then ends.
 pub struct Iter(Ends<PinnedTree>);
 
-/// One moment of a keyspace.
-struct PinnedTree {
-    tree: Arc<Tree>,
-    view: Arc<View>,
-    reading: Arc<Reading>,
+/// One moment of a keyspace. Keeps no database open.
+pub(crate) struct PinnedTree {
+    pub tree: Arc<Tree>,
+    pub view: Arc<View>,
+    pub reading: Arc<Reading>,
 }
 
 impl Pinned for PinnedTree {

@@ -3,6 +3,7 @@
 //! - `mod`: [`ShardedDb`], opening and closing.
 //! - `keyspace`, `batch`, `snapshot`, `scan`: the verbs.
 //! - `root`: what the handles share. `opening`: from directories to a root.
+//! - `mover`: moving slots between shards.
 //! - `slots`: sets and assignments of slots. `map`: the slot map and its bytes. `map_file`: the map on
 //!   the disk. `partition`: which part of a key decides its slot. `routing`: what readers and writers
 //!   go by.
@@ -17,6 +18,7 @@ pub(crate) mod routing;
 
 pub(crate) mod batch;
 pub(crate) mod keyspace;
+pub(crate) mod mover;
 pub(crate) mod opening;
 pub(crate) mod root;
 pub(crate) mod scan;
@@ -31,13 +33,14 @@ use std::time::Duration;
 use crate::db::Db;
 use crate::db::keyspace::KeyspaceOptions;
 use crate::db::stats::Stats;
-use crate::error::{DegradedCause, Result};
+use crate::error::{DegradedCause, Error, Result};
 use crate::fs::{Fs, RealFs};
 use crate::options::{Durability, Options};
-use crate::runtime::Runtime;
+use crate::runtime::{Mutex, Priority, Runtime, Task};
 use crate::shard::batch::ShardedBatch;
 use crate::shard::keyspace::ShardedKeyspace;
 use crate::shard::map::SLOTS_DEFAULT;
+use crate::shard::mover::MoveProgress;
 use crate::shard::opening::Layout;
 use crate::shard::partition::Partition;
 use crate::shard::root::Root;
@@ -61,7 +64,9 @@ pub struct ShardedDb {
 
 /// What all handles of a database keep alive.
 pub(crate) struct Handle {
-    pub root: Root,
+    pub root: Arc<Root>,
+    /// The thread that moves slots.
+    mover: Mutex<Option<Task>>,
 }
 
 impl ShardedDb {
@@ -91,7 +96,15 @@ impl ShardedDb {
         let root = opening::open(fs, runtime, dir, options, layout)
             .map_err(|error| error.context(format!("open {}", dir.display())))?;
         let space = root.default_space();
-        let handle = Arc::new(Handle { root });
+        let root = Arc::new(root);
+        // What a crash or a close has left to be moved goes on.
+        root.mover.wake();
+        let thread = root.clone();
+        let task = root
+            .runtime
+            .spawn("esker-move", Priority::Background, move || thread.run_mover())
+            .map_err(|e| Error::io("start threads for", dir, e))?;
+        let handle = Arc::new(Handle { root, mover: Mutex::new(Some(task)) });
         Ok(ShardedDb { default: ShardedKeyspace::new(handle, space) })
     }
 
@@ -148,6 +161,60 @@ impl ShardedDb {
         let routing = self.root().routing.load();
         let slot = self.root().slot(&routing.map, key.as_ref())?;
         Ok(routing.map.owner(slot).into())
+    }
+
+    // Moving slots. All of it goes on in the background, while reads and writes do, and after a crash
+    // or a close at the next open.
+
+    /// Adds a shard, in this directory or in one of its own in the database's, and gives it its fair
+    /// share: 1/N of the slots, and nothing else moves. Its number.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the directory is not empty, or the operator of a keyspace is not
+    /// registered; from the file system.
+    pub fn add_shard(&self, directory: Option<&Path>) -> Result<usize> {
+        self.root().grow(directory)
+    }
+
+    /// Adds a shard, which gets half of the slots of this one. Its number.
+    ///
+    /// # Errors
+    /// As [`ShardedDb::add_shard`]; `InvalidArgument` if there is no such shard.
+    pub fn split(&self, shard: usize) -> Result<usize> {
+        self.root().split(shard)
+    }
+
+    /// Has all shards get about as many slots, moving as few as that takes.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn rebalance(&self) -> Result<()> {
+        self.root().rebalance()
+    }
+
+    /// How far the moves have come.
+    #[must_use]
+    pub fn moves(&self) -> MoveProgress {
+        self.root().mover.progress()
+    }
+
+    /// Waits until nothing is to be moved any more.
+    ///
+    /// # Errors
+    /// If a step fails. It is tried again in the background; this may be called again.
+    pub fn wait_for_moves(&self) -> Result<()> {
+        self.root().mover.wait()
+    }
+
+    /// Gives up what is to be moved: slots that were not handed over stay where they are, and their
+    /// copies are deleted.
+    pub fn abort_moves(&self) {
+        self.root().abort_moves();
+    }
+
+    /// Copies and deletes at most so many bytes a second. Default: as many as the shards take.
+    pub fn set_move_rate(&self, bytes_per_second: Option<u64>) {
+        self.root().mover.set_rate(bytes_per_second);
     }
 
     /// How the shards are doing.
@@ -220,6 +287,7 @@ impl ShardedDb {
 
 impl Handle {
     fn close(&self) -> Result<()> {
+        self.stop_mover();
         // One shard after the other: what a joint commit has in the last ones is durable before the
         // first one ends.
         self.root.for_all(|shard| {
@@ -231,8 +299,18 @@ impl Handle {
     }
 }
 
+impl Handle {
+    fn stop_mover(&self) {
+        self.root.mover.stop();
+        if let Some(task) = self.mover.lock().take() {
+            task.join();
+        }
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
+        self.stop_mover();
         for shard in self.root.shards() {
             // Nobody is left to hear of an error; what was promised is promised by the logs.
             let _ = shard.sync();

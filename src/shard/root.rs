@@ -20,6 +20,7 @@ use crate::options::Options;
 use crate::runtime::{Mutex, MutexGuard, Runtime};
 use crate::shard::map::{SHARDS_MAX, SlotMap};
 use crate::shard::map_file::{MapFile, NotStored};
+use crate::shard::mover::Mover;
 use crate::shard::partition::Partition;
 use crate::shard::routing::{Gate, Pass, Routing, SpaceId};
 use crate::shard::slots::{ShardIndex, Slot};
@@ -39,6 +40,7 @@ pub(crate) struct Root {
     shards: Box<[OnceLock<Db>]>,
     pub routing: ArcSwap<Routing>,
     pub gate: Gate,
+    pub mover: Mover,
     /// The keyspaces that are not dropped, by name. Replaced under the catalog lock.
     spaces: ArcSwap<Vec<Arc<Space>>>,
     next_space: AtomicU32,
@@ -115,6 +117,7 @@ impl Root {
             shards,
             routing: ArcSwap::from_pointee(Routing { map: map.clone() }),
             gate: Gate::new(Pass::plain(map)),
+            mover: Mover::default(),
             spaces: ArcSwap::default(),
             next_space: AtomicU32::new(0),
             lock: Mutex::new(Some(parts.lock)),

@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use crate::cursor::merge::MergeCursor;
 use crate::cursor::{Cursor as _, ValueRef};
-use crate::db::snapshot::KeyspaceSnapshot;
 use crate::error::Result;
 use crate::key::{EntryKind, SeqNo};
-use crate::read::scan::{Cursor, Ends, Entry, KeyCursor, KeyRange, Pinned};
+use crate::read::scan::{Cursor, Ends, Entry, KeyCursor, KeyRange, Pinned, PinnedTree};
 use crate::shard::map::SlotMap;
 use crate::shard::partition::Partition;
 use crate::shard::slots::ShardIndex;
@@ -217,14 +216,14 @@ impl KeyCursor for ShardedCursor {
 }
 
 /// One moment of a keyspace in some shards: of each what it sees, and what of that is its own.
-pub(crate) struct PinnedShards(pub Vec<(KeyspaceSnapshot, Option<Own>)>);
+pub(crate) struct PinnedShards(pub Vec<(PinnedTree, Option<Own>)>);
 
 impl Pinned for PinnedShards {
     type Cursor = ShardedCursor;
 
     fn open(&self, range: &KeyRange) -> ShardedCursor {
-        let source = |(snapshot, own): &(KeyspaceSnapshot, Option<Own>)| Source {
-            cursor: snapshot.cursor_within(range),
+        let source = |(tree, own): &(PinnedTree, Option<Own>)| Source {
+            cursor: tree.open(range),
             own: own.clone(),
         };
         ShardedCursor { merge: MergeCursor::new(self.0.iter().map(source).collect()) }

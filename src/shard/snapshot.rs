@@ -210,10 +210,10 @@ impl ShardedKeyspaceSnapshot {
         let partition = &self.root().partition;
         let own = |shard| Own { map: map.clone(), partition: partition.clone(), shard };
         let with_own =
-            |shard: ShardIndex| (self.at(shard), map.has_strangers().then(|| own(shard)));
+            |shard: ShardIndex| (self.at(shard).pinned(), map.has_strangers().then(|| own(shard)));
         match only {
             // What it has of this slot is its own.
-            Some(slot) => PinnedShards(vec![(self.at(map.owner(slot)), None)]),
+            Some(slot) => PinnedShards(vec![(self.at(map.owner(slot)).pinned(), None)]),
             None => PinnedShards((0..map.shard_count() as ShardIndex).map(with_own).collect()),
         }
     }

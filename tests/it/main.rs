@@ -37,5 +37,7 @@ mod salvage;
 #[cfg(any(unix, feature = "testing"))]
 mod settings;
 #[cfg(feature = "testing")]
+mod sharded;
+#[cfg(feature = "testing")]
 mod toolkit;
 mod verbs;

@@ -28,6 +28,19 @@ fn counts(db: &Db) -> (u64, u64) {
     (sum(|stats| stats.flush_count), sum(|stats| stats.compaction_count))
 }
 
-fn reshard(_: &Db, _: Reshard) -> esker::Result<()> {
-    Ok(())
+/// The most shards of a sequence.
+const SHARDS_MAX: usize = 10;
+
+fn reshard(db: &Db, reshard: Reshard) -> esker::Result<()> {
+    match reshard {
+        Reshard::Split(index) if db.shard_count() < SHARDS_MAX => {
+            db.split(index % db.shard_count()).map(drop)
+        }
+        Reshard::Split(_) | Reshard::Wait => db.wait_for_moves(),
+        Reshard::Rebalance => db.rebalance(),
+        Reshard::Abort => {
+            db.abort_moves();
+            Ok(())
+        }
+    }
 }
