@@ -236,8 +236,9 @@ impl Root {
         self.store(catalog, map)?;
         spaces.iter().zip(keyspaces).for_each(|(space, keyspace)| space.add(shard, keyspace));
         self.add_shard(shard, db);
-        let pass = self.gate.pass();
-        self.publish(catalog, pass.moving.as_ref(), pass.closing);
+        // Not the pass itself, which is about to be awaited.
+        let moving = self.gate.pass().moving.clone();
+        self.publish(catalog, moving.as_ref(), false);
         Ok(shard)
     }
 

@@ -215,8 +215,7 @@ impl Root {
     /// If it cannot.
     pub fn mend(&self) -> Result<()> {
         let mut catalog = self.catalog.lock();
-        let pass = self.gate.pass();
-        if pass.refused.is_none() {
+        if self.gate.pass().refused.is_none() {
             return Ok(());
         }
         let again = SlotMap { version: catalog.map.version + 2, ..catalog.map.clone() };
