@@ -453,7 +453,7 @@ impl ShardedBatch {
         }
         let root = &self.handle.root;
         let mut parts = std::mem::take(&mut self.parts);
-        let mut moved: Vec<(ShardIndex, Arc<Space>, Box<[u8]>, Must)> = Vec::new();
+        let mut moved = Vec::new();
         let mut divided: Vec<Part> = Vec::new();
         let mut at = |shard: ShardIndex| -> usize {
             divided.iter().position(|part| part.shard == shard).unwrap_or_else(|| {
@@ -461,7 +461,7 @@ impl ShardedBatch {
                 divided.len() - 1
             })
         };
-        let mut operations: Vec<(usize, usize, EntryKind, Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut operations = Vec::new();
         for part in &mut parts {
             part.batch.check_fault()?;
             let of_part =
@@ -472,7 +472,8 @@ impl ShardedBatch {
                 let operation = operation.expect("encoded by ourselves");
                 let space = of_part(operation.keyspace).expect("every keyspace is named");
                 let slot = root.slot(&self.map, operation.key)?;
-                let (key, value) = (operation.key.to_vec(), operation.value.to_vec());
+                let (key, value): (Vec<u8>, Vec<u8>) =
+                    (operation.key.into(), operation.value.into());
                 operations.push((at(self.map.owner(slot)), space, operation.kind, key, value));
             }
             for guard in guards {

@@ -69,10 +69,12 @@ impl Space {
         Space { id, name: name.to_string(), shards }
     }
 
-    /// The keyspace in this shard.
+    /// The keyspace in this shard. A shard that was added after the keyspace was dropped does not
+    /// have it; then it is that of the first one, which says `Closed`.
     #[inline]
     pub fn at(&self, shard: ShardIndex) -> &Keyspace {
-        self.shards[usize::from(shard)].get().expect("a shard that the routing names has it")
+        let there = self.shards[usize::from(shard)].get().or_else(|| self.shards[0].get());
+        there.expect("the first shard has every keyspace")
     }
 
     /// The shards that have it.
