@@ -583,7 +583,9 @@ impl<P: Pinned> Ends<P> {
                 cursor
             }
         };
-        if cursor.valid() && !self.range.is_above_lower(cursor.key()) {
+        // The tables were chosen without an excluded bound, so what is found of that key itself means
+        // nothing; in a scan over shards more than one may seem to have it.
+        while cursor.valid() && !self.range.is_above_lower(cursor.key()) {
             cursor.next()?;
         }
         let met = |key: &[u8]| self.back.last.as_ref().is_some_and(|last| key >= &last[..]);

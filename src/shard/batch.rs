@@ -191,6 +191,10 @@ impl ShardedBatch {
             self.fault = Some(Error::invalid(what));
             return None;
         }
+        if let Err(error) = keyspace.space.at(0).tree.check_live() {
+            self.fault = Some(error);
+            return None;
+        }
         let slot = match self.handle.root.slot(&self.map, key) {
             Ok(slot) => slot,
             Err(error) => {
