@@ -487,7 +487,7 @@ impl Root {
                 Ok(self.slot_in(&map, &name, key)?.is_some_and(|slot| moving.slots.contains(slot)))
             };
             let copied = self.copy_space((&before, &source), (&after, to, &target), &is_of_move);
-            if source.tree.check_live().is_ok() {
+            if self.is_there(&name) {
                 copied?;
             }
         }
@@ -577,18 +577,13 @@ impl Root {
         let moment = db.snapshot();
         for (_, name) in self.all_spaces() {
             let Some(keyspace) = db.existing_keyspace(&name) else { continue };
-            let Ok(seen) = moment.keyspace(&keyspace) else { continue };
-            let mut cursor = seen.cursor();
-            let mut out = Out::new(self, db);
-            cursor.seek_to_first()?;
-            while cursor.valid() {
-                let slot = self.slot_in(&map, &name, cursor.key())?;
-                if slot.is_some_and(|slot| slots.contains(slot)) {
-                    out.put(&keyspace, cursor.key(), None)?;
-                }
-                cursor.next()?;
+            let is_left = |key: &[u8]| -> Result<bool> {
+                Ok(self.slot_in(&map, &name, key)?.is_some_and(|slot| slots.contains(slot)))
+            };
+            let deleted = self.delete_in((&moment, db, &keyspace), &is_left);
+            if self.is_there(&name) {
+                deleted?;
             }
-            out.end()?;
         }
         // The map must not say that they are gone before they are.
         db.sync()?;
@@ -600,6 +595,31 @@ impl Root {
             self.publish(&catalog, None, false);
         }
         Ok(())
+    }
+}
+
+impl Root {
+    /// Deletes the keys of a keyspace in one shard that are left over.
+    fn delete_in(
+        &self,
+        (moment, db, keyspace): (&Snapshot, &Db, &Keyspace),
+        is_left: &dyn Fn(&[u8]) -> Result<bool>,
+    ) -> Step<()> {
+        let mut cursor = moment.keyspace(keyspace)?.cursor();
+        let mut out = Out::new(self, db);
+        cursor.seek_to_first()?;
+        while cursor.valid() {
+            if is_left(cursor.key())? {
+                out.put(keyspace, cursor.key(), None)?;
+            }
+            cursor.next()?;
+        }
+        out.end()
+    }
+
+    /// False of a keyspace that was dropped meanwhile: what went wrong with it is no failure.
+    fn is_there(&self, name: &str) -> bool {
+        name.starts_with(crate::tree::HIDDEN) || self.space(name).is_some()
     }
 }
 
