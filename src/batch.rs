@@ -17,6 +17,14 @@
 //!   value    varint length, bytes; not for a delete
 //! ```
 //!
+//! participants: one after the other, by rising shard; at the end of the payload
+//!   shard    4 bytes LE: number of a shard (file.rs)
+//!   LSN      8 bytes LE: where the record of this commit begins in that shard's log
+//!
+//! Each shard has a record of its own of a batch across shards, with its own operations and the same
+//! participants, itself included. They are of fixed size, since they are written under the commit
+//! locks, where the positions are given out; the payload's checksum is continued over them there.
+//!
 //! Readers refuse sections of unknown kinds below 128 and skip those from 128 on.
 //!
 //! Worked example: `put` of key "k" with value "v" in keyspace 0, and `delete` of "k" in 1:
@@ -24,9 +32,16 @@
 //! ```text
 //! 01 0a  01 00 01 6b 01 76  02 01 01 6b
 //! ```
+//!
+//! The same batch across shards 0 and 2, at LSN 64 of the one and 512 of the other, goes on with:
+//!
+//! ```text
+//! 04 18  00 00 00 00  40 00 00 00 00 00 00 00  02 00 00 00  00 02 00 00 00 00 00 00
+//! ```
 
 use crate::checksum;
 use crate::coding::{DecodeError, Decoded, Decoder, put_bytes, put_varint, varint_len};
+use crate::file::{Lsn, ShardNumber};
 use crate::key::{EntryKind, KEY_BYTES_MAX, KeyspaceId, VALUE_BYTES_MAX};
 
 /// Kinds of sections. On disk: never renumber.
@@ -53,6 +68,17 @@ const SECTION_HEADER_BYTES_MAX: usize = 1 + 5;
 const ROOM: usize = RECORD_HEADER_ROOM + SECTION_HEADER_BYTES_MAX;
 /// Enough in one piece for the kind, the keyspace and both lengths of an operation.
 const OPERATION_OVERHEAD_MAX: usize = 1 + 5 + 3 + 5;
+
+/// Bytes of a participant: shard and LSN.
+const PARTICIPANT_BYTES: usize = 4 + 8;
+
+/// Where a batch across shards has its record in one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Participant {
+    pub shard: ShardNumber,
+    /// Where its record begins in that shard's log.
+    pub lsn: Lsn,
+}
 
 /// Collects operations in one buffer, with room in front for the headers of section and record,
 /// so that the finished record is stored from that buffer in one piece. Reused after
@@ -85,7 +111,10 @@ pub(crate) struct Payload<'a> {
     region: &'a mut [u8],
     payload_bytes: u32,
     count: u32,
+    /// Of the payload, without the participants that are still to be set.
     checksum: u32,
+    /// How many participants are to be set at the payload's end.
+    participants: usize,
 }
 
 impl BatchBuilder {
@@ -209,10 +238,22 @@ impl BatchBuilder {
     /// The payload must be shorter than 2 GiB: callers limit batches by [`BatchBuilder::bytes`].
     #[inline]
     pub(crate) fn finish(&mut self) -> Payload<'_> {
-        let payload_bytes = self.bytes();
-        assert!(payload_bytes < 1 << 31, "callers limit the length of batches");
+        self.finish_for(0)
+    }
+
+    /// The batch as one of the parts of a batch across so many shards, which are still to be set; as
+    /// [`BatchBuilder::finish`] for none.
+    pub(crate) fn finish_for(&mut self, participants: usize) -> Payload<'_> {
+        let mut payload_bytes = self.bytes();
         self.buffer.truncate(self.operations_end);
         self.buffer.extend_from_slice(&self.sections);
+        let open_bytes = participants * PARTICIPANT_BYTES;
+        if participants > 0 {
+            self.buffer.push(section::PARTICIPANTS);
+            put_varint(&mut self.buffer, open_bytes as u64);
+            payload_bytes += 1 + varint_len(open_bytes as u64) + open_bytes;
+        }
+        assert!(payload_bytes < 1 << 31, "callers limit the length of batches");
 
         let operations_bytes = (self.operations_end - ROOM) as u64;
         let payload_start = ROOM - 1 - varint_len(operations_bytes);
@@ -223,8 +264,10 @@ impl BatchBuilder {
         let region_start = payload_start - RECORD_HEADER_ROOM;
         self.buffer.resize(region_start + region_bytes, 0);
         let region = &mut self.buffer[region_start..];
-        let checksum = checksum::unbound(&region[RECORD_HEADER_ROOM..][..payload_bytes]);
-        Payload { region, payload_bytes: payload_bytes as u32, count: self.count, checksum }
+        let closed = &region[RECORD_HEADER_ROOM..][..payload_bytes - open_bytes];
+        let checksum = checksum::unbound(closed);
+        let payload_bytes = payload_bytes as u32;
+        Payload { region, payload_bytes, count: self.count, checksum, participants }
     }
 }
 
@@ -262,7 +305,23 @@ impl Payload<'_> {
     /// CRC-32 of the payload.
     #[must_use]
     pub(crate) fn checksum(&self) -> u32 {
+        debug_assert_eq!(self.participants, 0, "not before the participants are set");
         self.checksum
+    }
+
+    /// Says where the parts of a batch across shards are, by rising shard.
+    pub(crate) fn set_participants(&mut self, participants: &[Participant]) {
+        assert_eq!(participants.len(), self.participants, "as many as there is room for");
+        let end = RECORD_HEADER_ROOM + self.payload_bytes as usize;
+        let open = &mut self.region[end - participants.len() * PARTICIPANT_BYTES..end];
+        for (out, Participant { shard, lsn }) in
+            open.chunks_exact_mut(PARTICIPANT_BYTES).zip(participants)
+        {
+            out[..4].copy_from_slice(&shard.0.to_le_bytes());
+            out[4..].copy_from_slice(&lsn.0.to_le_bytes());
+        }
+        self.checksum = checksum::unbound_from(self.checksum, open);
+        self.participants = 0;
     }
 
     /// Puts the record's header in front of the payload.
@@ -276,6 +335,35 @@ impl Payload<'_> {
     pub(crate) fn region(&self) -> &[u8] {
         self.region
     }
+}
+
+/// The participants of a payload that was written across shards; `None` of any other.
+///
+/// # Errors
+/// As [`Operations::new`], and if the participants are not as the module's comment says.
+#[cfg_attr(not(test), expect(dead_code, reason = "for the recovery of several shards"))]
+pub(crate) fn participants(payload: &[u8]) -> Decoded<Option<Vec<Participant>>> {
+    let mut found = None;
+    for section in Sections::new(payload) {
+        let (kind, bytes) = section?;
+        if kind != section::PARTICIPANTS {
+            continue;
+        }
+        let (all, rest) = bytes.as_chunks::<PARTICIPANT_BYTES>();
+        if found.is_some() || all.len() < 2 || !rest.is_empty() {
+            return Err(DecodeError("participants that are none"));
+        }
+        let participant = |bytes: &[u8; PARTICIPANT_BYTES]| Participant {
+            shard: ShardNumber(u32::from_le_bytes(bytes[..4].try_into().expect("4"))),
+            lsn: Lsn(u64::from_le_bytes(bytes[4..].try_into().expect("8"))),
+        };
+        let all: Vec<Participant> = all.iter().map(participant).collect();
+        if !all.is_sorted_by(|a, b| a.shard < b.shard) {
+            return Err(DecodeError("participants out of order"));
+        }
+        found = Some(all);
+    }
+    Ok(found)
 }
 
 /// An operation of a batch.
@@ -465,6 +553,53 @@ mod tests {
         builder.delete(KeyspaceId(1), b"k");
         let drawn = [1, 0x0a, 1, 0, 1, b'k', 1, b'v', 2, 1, 1, b'k'];
         assert_eq!(builder.finish().bytes(), drawn);
+    }
+
+    fn across_shards() -> Vec<Participant> {
+        let participant = |(shard, lsn)| Participant { shard: ShardNumber(shard), lsn: Lsn(lsn) };
+        [(0, 64), (2, 512)].map(participant).to_vec()
+    }
+
+    #[test]
+    fn participants_are_as_the_module_comment_draws_them() {
+        let mut builder = BatchBuilder::new();
+        builder.put(KeyspaceId(0), b"k", b"v");
+        builder.delete(KeyspaceId(1), b"k");
+        let alone = builder.finish().bytes().to_vec();
+        assert_eq!(participants(&alone), Ok(None));
+        let mut payload = builder.finish_for(2);
+        payload.set_participants(&across_shards());
+        check_region(&payload);
+        assert_eq!(participants(payload.bytes()), Ok(Some(across_shards())));
+        let (operations, section) = payload.bytes().split_at(alone.len());
+        assert_eq!(operations, alone);
+        let drawn =
+            [4, 0x18, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0];
+        assert_eq!(section, drawn, "{section:02x?}");
+        assert_eq!(builder.finish().bytes(), alone, "it may be finished again");
+    }
+
+    #[test]
+    fn participants_that_are_none_are_refused() {
+        let section = |shards: &[u32]| {
+            let mut payload = vec![section::OPERATIONS, 0, section::PARTICIPANTS];
+            put_varint(&mut payload, 12 * shards.len() as u64);
+            for shard in shards {
+                payload.extend(shard.to_le_bytes());
+                payload.extend([0; 8]);
+            }
+            payload
+        };
+        assert!(participants(&section(&[1, 2, 7])).unwrap().is_some());
+        for shards in [&[][..], &[1], &[2, 1], &[1, 1]] {
+            assert!(participants(&section(shards)).is_err(), "{shards:?}");
+        }
+        let twice = [section(&[1, 2]), section(&[1, 2])[2..].to_vec()].concat();
+        assert!(participants(&twice).is_err());
+        let mut short = section(&[1, 2]);
+        short[3] = 23;
+        short.pop();
+        assert!(participants(&short).is_err());
     }
 
     #[test]

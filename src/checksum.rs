@@ -67,6 +67,15 @@ pub fn unbound(data: &[u8]) -> u32 {
     crc32fast::hash(data)
 }
 
+/// The plain checksum of data of which that of everything before `data` is `before`.
+#[inline]
+#[must_use]
+pub fn unbound_from(before: u32, data: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(before);
+    hasher.update(data);
+    hasher.finalize()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +94,6 @@ mod tests {
         bytes.extend_from_slice(&64u64.to_le_bytes());
         bytes.extend_from_slice(b"data");
         assert_eq!(base, crc32fast::hash(&bytes), "as the module comment draws it");
+        assert_eq!(base, unbound_from(unbound(&bytes[..20]), &bytes[20..]));
     }
 }

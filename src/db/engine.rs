@@ -74,6 +74,8 @@ pub(crate) struct Engine {
     file_lease: AtomicU64,
     next_run: AtomicU64,
     pub totals: Totals,
+    /// One batch above a megabyte at a time.
+    oversized: Mutex<()>,
     /// What the open went on without.
     pub losses: Vec<Loss>,
     /// Held until the database is closed.
@@ -169,6 +171,7 @@ impl Engine {
             file_lease: AtomicU64::new(file_lease.0),
             next_run: AtomicU64::new(parts.next_run),
             totals: Totals::default(),
+            oversized: Mutex::new(()),
             losses: parts.losses,
             lock: Mutex::new(Some(parts.lock)),
         };
@@ -288,6 +291,18 @@ impl Engine {
         patience: Patience,
         check: Option<&Check>,
     ) -> Result<Option<Place>> {
+        let _one_at_a_time = self.admit_batch(builder)?;
+        let insert = |first: SeqNo, memtables: &Memtables, payload: &[u8]| {
+            self.insert_batch(trees, first, memtables, payload);
+        };
+        self.submit(builder.finish(), trees, patience, check, insert)
+    }
+
+    /// What a large batch holds while it is written.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is over the limit.
+    pub fn admit_batch(&self, builder: &BatchBuilder) -> Result<Option<MutexGuard<'_, ()>>> {
         let bytes = builder.bytes();
         let bytes_max = self.limits.memtables_bytes_max / 2;
         if bytes > bytes_max {
@@ -296,23 +311,30 @@ impl Engine {
                  memory budget: split it or open the database with more memory"
             )));
         }
-        let _one_at_a_time = (bytes > 1 << 20).then(|| self.resources.oversized.lock());
-        let insert = |first: SeqNo, memtables: &Memtables, payload: &[u8]| {
-            let operations = Operations::new(payload).expect("encoded by ourselves");
-            for (index, operation) in operations.enumerate() {
-                let operation = operation.expect("encoded by ourselves");
-                let at = trees.iter().position(|tree| tree.id == operation.keyspace);
-                let at = at.expect("every keyspace of a batch is named");
-                let seqno = SeqNo(first.0 + index as u64);
-                let Operation { key, kind, value, .. } = operation;
-                let around = Around { engine: self, tree: trees[at] };
-                memtables[at].insert_within(key, seqno, kind, value, Some(&around));
-            }
-            for (tree, memtable) in trees.iter().zip(memtables) {
-                self.note_full(tree, memtable);
-            }
-        };
-        self.submit(builder.finish(), trees, patience, check, insert)
+        Ok((bytes > 1 << 20).then(|| self.oversized.lock()))
+    }
+
+    /// Inserts the operations of a payload, which name only these keyspaces.
+    pub fn insert_batch(
+        &self,
+        trees: &[&Tree],
+        first: SeqNo,
+        memtables: &Memtables,
+        payload: &[u8],
+    ) {
+        let operations = Operations::new(payload).expect("encoded by ourselves");
+        for (index, operation) in operations.enumerate() {
+            let operation = operation.expect("encoded by ourselves");
+            let at = trees.iter().position(|tree| tree.id == operation.keyspace);
+            let at = at.expect("every keyspace of a batch is named");
+            let seqno = SeqNo(first.0 + index as u64);
+            let Operation { key, kind, value, .. } = operation;
+            let around = Around { engine: self, tree: trees[at] };
+            memtables[at].insert_within(key, seqno, kind, value, Some(&around));
+        }
+        for (tree, memtable) in trees.iter().zip(memtables) {
+            self.note_full(tree, memtable);
+        }
     }
 
     fn submit(
@@ -328,6 +350,13 @@ impl Engine {
         let Some(place) = self.pipeline.submit(self, payload, trees, check, insert)? else {
             return Ok(None);
         };
+        self.note_logged(place, record_bytes);
+        Ok(Some(place))
+    }
+
+    /// After a record of so many bytes was stored.
+    #[inline]
+    pub fn note_logged(&self, place: Place, record_bytes: u64) {
         let before = place.end_lsn.0 - record_bytes;
         let shift = self.resources.measure_shift();
         if before >> shift != place.end_lsn.0 >> shift {
@@ -337,7 +366,6 @@ impl Engine {
             self.wake_log_thread();
         }
         self.totals.log_bytes.fetch_add(record_bytes, Ordering::Relaxed);
-        Ok(Some(place))
     }
 
     /// Waits until the commit is published, durable if asked for, and paid for.

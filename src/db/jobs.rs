@@ -5,7 +5,8 @@
 //!
 //! 1. the tables, then their directory: before an edit names them;
 //! 2. the log through the last flushed record, if any record before it is in no table: or the
-//!    flushed commit would survive power loss and an earlier one of another keyspace would not;
+//!    flushed commit would survive power loss and an earlier one of another keyspace would not; or
+//!    if it has a part of a joint commit that is not closed, whose other parts might be lost;
 //! 3. the edit, with `flushed_upto` and the position from which to replay;
 //! 4. then, and only then, the view;
 //! 5. logs and inputs are removed once a later record of the manifest is durable.
@@ -64,7 +65,9 @@ impl Engine {
     ) -> Result<()> {
         let newest = frozen.first().expect("something was flushed");
         let upto = newest.last_seqno;
-        if self.needed_from(Some((tree, upto))) < newest.end_lsn {
+        if self.needed_from(Some((tree, upto))) < newest.end_lsn
+            || self.pipeline.has_unclosed_before(newest.end_lsn)
+        {
             self.pipeline.wait_durable(newest.end_lsn)?;
         }
         let added = self.open_tables(0, self.next_run(), facts)?;
@@ -96,7 +99,7 @@ impl Engine {
                 view.frozen.iter().filter(|frozen| frozen.last_seqno > upto).cloned().collect();
             tree.replace_view(View { active: view.active.clone(), frozen, version });
         }
-        self.pipeline.syncer.covered(replay_from);
+        self.pipeline.covered(replay_from);
         for number in self.pipeline.logs.forget_before(replay_from) {
             catalog.retire(FileKind::Log.path(&self.dir, number));
         }

@@ -6,6 +6,7 @@
 //! - `guard`: conditional commits. `once`: idempotent ones.
 //! - `snapshot`: [`Snapshot`], reads as of one moment.
 //! - `stats`: [`Stats`].
+//! - `joint`: several engines as the shards of one database.
 //! - `resume`: taking writes again after a failure of the disk.
 //! - `resources`: [`Resources`], what several databases share; `crew`: its threads.
 //! - `engine`: what the handles share. `open`: from a directory to an engine. `aside`: keeping what
@@ -20,6 +21,8 @@ pub(crate) mod crew;
 pub(crate) mod engine;
 pub(crate) mod guard;
 pub(crate) mod jobs;
+#[expect(dead_code, reason = "what databases over several shards are built on")]
+pub(crate) mod joint;
 pub(crate) mod keyspace;
 pub(crate) mod once;
 pub(crate) mod open;
@@ -136,8 +139,13 @@ impl Db {
     ) -> Result<Db> {
         let engine = open::open(fs, resources.shared(), dir, options)
             .map_err(|error| error.context(format!("open {}", dir.display())))?;
-        let syncer =
-            engine.spawn(&resources).map_err(|error| Error::io("start threads for", dir, error))?;
+        Db::start(engine, resources)
+    }
+
+    /// Starts what goes on in the background of an engine that was opened with these resources.
+    fn start(engine: Arc<Engine>, resources: Resources) -> Result<Db> {
+        let syncer = engine.spawn(&resources);
+        let syncer = syncer.map_err(|e| Error::io("start threads for", &engine.dir, e))?;
         let tree = engine.tree(DEFAULT_KEYSPACE).expect("every database has it");
         engine.measure_pressure();
         let handle = Arc::new(Handle { engine, running: Mutex::new(Some((syncer, resources))) });

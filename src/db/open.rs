@@ -53,6 +53,7 @@ use crate::record::reader::Record;
 use crate::table::{Origin, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
+use crate::write::closing::Member;
 use crate::write::commit::Pipeline;
 use crate::write::log::Logs;
 
@@ -66,6 +67,27 @@ pub(crate) fn open(
     resources: &Arc<Shared>,
     dir: &Path,
     options: Options,
+) -> Result<Arc<Engine>> {
+    open_as(fs, resources, dir, options, None)
+}
+
+/// Opens or creates a shard in `dir`.
+pub(crate) fn open_shard(
+    fs: Arc<dyn Fs>,
+    resources: &Arc<Shared>,
+    dir: &Path,
+    options: Options,
+    member: Member,
+) -> Result<Arc<Engine>> {
+    open_as(fs, resources, dir, options, Some(member))
+}
+
+fn open_as(
+    fs: Arc<dyn Fs>,
+    resources: &Arc<Shared>,
+    dir: &Path,
+    options: Options,
+    member: Option<Member>,
 ) -> Result<Arc<Engine>> {
     if options.memory < 1 << 20 {
         return Err(Error::invalid("the memory budget must be at least 1 MiB"));
@@ -81,7 +103,8 @@ pub(crate) fn open(
         Some(loaded) => loaded.state,
         None => fresh_state()?,
     };
-    recover(fs, resources, dir, options, Found { lock, state, by_key: false, unused: Vec::new() })
+    let found = Found { lock, state, by_key: false, unused: Vec::new(), member };
+    recover(fs, resources, dir, options, found)
 }
 
 /// What a recovery begins with.
@@ -95,6 +118,8 @@ pub(crate) struct Found {
     pub(crate) by_key: bool,
     /// Files to keep in `lost`.
     pub(crate) unused: Vec<String>,
+    /// Of a shard: what it shares with the others.
+    pub(crate) member: Option<Member>,
 }
 
 /// Steps 3 to 6 of the module's comment.
@@ -105,10 +130,11 @@ pub(crate) fn recover(
     options: Options,
     found: Found,
 ) -> Result<Arc<Engine>> {
-    let Found { lock, mut state, by_key, unused } = found;
+    let Found { lock, mut state, by_key, unused, member } = found;
     let mut recovery = Recovering::new(fs, dir, options, resources.clone(), &state)?;
     recovery.by_key = by_key;
     recovery.unused.extend(unused);
+    recovery.member = member;
     recovery.replay(&state)?;
     let next_seqno = recovery.next_seqno(&state);
     let first_lsn = recovery.first_free_lsn(state.replay_from());
@@ -210,6 +236,7 @@ struct Recovering<'a> {
     /// Files to keep in `lost`, since they are given up.
     unused: Vec<String>,
     losses: Vec<Loss>,
+    member: Option<Member>,
 }
 
 /// A keyspace that is being recovered.
@@ -252,6 +279,7 @@ impl<'a> Recovering<'a> {
             by_key: false,
             unused: Vec::new(),
             losses: Vec::new(),
+            member: None,
         };
         for keyspace in state.keyspaces() {
             let recovered = recovery.open_keyspace(keyspace)?;
@@ -568,7 +596,8 @@ impl<'a> Recovering<'a> {
         // The log comes after the manifest: a log without CURRENT is what a damaged database has.
         let cursor = logs.begin(logs.create_spare(log_number, 0)?, first_lsn)?;
 
-        let pipeline = Pipeline::new(logs, cursor, next_seqno, lease);
+        let mut pipeline = Pipeline::new(logs, cursor, next_seqno, lease);
+        pipeline.member = self.member.take();
         let next_run = self.keyspaces.values().map(|keyspace| keyspace.next_run).max();
         let trees = self.make_trees(&pipeline);
         self.remove_superfluous(&catalog, &pipeline);

@@ -5,8 +5,8 @@
 //!
 //! There is one budget, divided as for a single engine ([`Limits`]), and one pool of what it is
 //! spent on: one block cache (its keys are ids of files, which are random, so those of two engines
-//! never meet), one pool of arena chunks, one oversized batch at a time. Indexes and filters of
-//! tables beyond their quarter of the budget are taken from the block cache's.
+//! never meet) and one pool of arena chunks. Indexes and filters of tables beyond their quarter of the
+//! budget are taken from the block cache's.
 //!
 //! - When all active memtables together reach the size of one, the largest is frozen, whosever it is.
 //! - Pressure: each engine is asked what all would hold if none held more than it does (max-min
@@ -81,8 +81,6 @@ pub(crate) struct Shared {
     pub crew: Crew,
     pub cache: Arc<BlockCache>,
     pub arenas: Arc<ArenaPool>,
-    /// One batch above a megabyte at a time.
-    pub oversized: Mutex<()>,
     limits: Limits,
     measure_shift: AtomicU32,
 }
@@ -145,7 +143,6 @@ impl Resources {
             crew: Crew::default(),
             cache: BlockCache::new(limits.cache_bytes),
             arenas: ArenaPool::new(chunk_bytes, limits.memtables_bytes_max, limits.leaf_slots),
-            oversized: Mutex::default(),
             limits,
             measure_shift: AtomicU32::new(MEASURE_SHIFT_MAX),
         });

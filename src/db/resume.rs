@@ -157,7 +157,7 @@ impl Engine {
             let last_seqno = SeqNo(commit.next_seqno().0 - 1);
             self.pipeline.ring.reset(last_seqno, first_lsn);
         }
-        self.pipeline.syncer.reset(first_lsn);
+        self.pipeline.reset_syncer(first_lsn);
         for number in logs.abandon_older() {
             catalog.retire(FileKind::Log.path(&self.dir, number));
         }

@@ -19,6 +19,7 @@ use crate::key::{KeyspaceId, SeqNo};
 use crate::options::Limits;
 use crate::runtime::{Condvar, Mutex, Priority, Task};
 use crate::tree::Tree;
+use crate::write::commit::closed_error;
 
 /// How often a full disk is probed, and free space looked at; how long an engine whose job failed
 /// has none.
@@ -172,6 +173,10 @@ impl Engine {
         }
         self.end_jobs();
         syncer.join();
+        if let Some(member) = &self.pipeline.member {
+            // What it leaves behind unsynced never will be.
+            member.fail(&closed_error());
+        }
         self.pipeline.breaker.changes.end();
     }
 
@@ -393,7 +398,7 @@ impl Engine {
             self.pipeline.breaker.check()?;
             tree.check_live()?;
             if state.stopped {
-                return Err(crate::write::commit::closed_error());
+                return Err(closed_error());
             }
             self.work.changed.wait_for(&mut state, PROBE);
         }

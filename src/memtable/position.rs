@@ -80,9 +80,11 @@ impl<'a> Position<'a> {
     /// True if both are positions of one key.
     #[inline]
     pub fn same_key(&self, other: &Position<'_>) -> bool {
+        // Empty rests are not compared: no bytes at an address where nothing is cost `memcmp` 150 ns
+        // where it loads by masks (AVX-512).
         self.head == other.head
             && (self.rank ^ other.rank) >> CLASS_SHIFT == 0
-            && self.rest == other.rest
+            && (!is_long(self.rank) || self.rest == other.rest)
     }
 }
 

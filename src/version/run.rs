@@ -93,7 +93,7 @@ impl<T: HasFacts> Run<T> {
         let index = self.reaching(key);
         let table = self.tables.get(index)?;
         // `reaching` is past the end for keys above the prefix; those below it come before all.
-        let rest = key.strip_prefix(&*self.prefix)?;
+        let rest = self.behind_prefix(key)?;
         let begins = match self.smallest[index].cmp(&head(rest)) {
             Ordering::Less => true,
             Ordering::Equal => *table.facts().smallest <= *key,
@@ -105,7 +105,7 @@ impl<T: HasFacts> Run<T> {
     /// Index of the first table whose largest key is not less than `key`.
     #[inline]
     pub(crate) fn reaching(&self, key: &[u8]) -> usize {
-        let Some(rest) = key.strip_prefix(&*self.prefix) else {
+        let Some(rest) = self.behind_prefix(key) else {
             return if *key < *self.prefix { 0 } else { self.tables.len() };
         };
         let head = head(rest);
@@ -116,6 +116,16 @@ impl<T: HasFacts> Run<T> {
         let equal = self.largest[start..].partition_point(|&fence| fence == head);
         let equal = &self.tables[start..start + equal];
         start + equal.partition_point(|table| *table.facts().largest < *key)
+    }
+
+    /// The key without the prefix, if it has it.
+    ///
+    /// An empty prefix, which every empty level has, is not compared: its address is one where
+    /// nothing is, and `memcmp` then takes 150 ns for no bytes at all where it loads by masks
+    /// (AVX-512). Six empty levels were most of a read.
+    #[inline]
+    fn behind_prefix<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
+        if self.prefix.is_empty() { Some(key) } else { key.strip_prefix(&*self.prefix) }
     }
 
     /// Indices of the tables that have keys from `smallest` to `largest`, both included.

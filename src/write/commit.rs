@@ -26,9 +26,10 @@ use crate::record::{self, RecordHeader, RecordKind};
 use crate::runtime::{Mutex, MutexGuard};
 use crate::tree::{Frozen, Tree, View};
 use crate::write::breaker::Breaker;
+use crate::write::closing::Member;
 use crate::write::log::{LogCursor, Logs, Marks, Reserved};
 use crate::write::ring::{Place, Ring};
-use crate::write::stamps::{Check, Stamps};
+use crate::write::stamps::{Check, Stamps, Stripes};
 use crate::write::syncer::Syncer;
 
 /// Records up to this size are copied to the log inside the critical section.
@@ -55,6 +56,29 @@ pub(crate) struct Pipeline {
     pub logs: Logs,
     pub syncer: Syncer,
     pub breaker: Breaker,
+    /// Of a shard: what it shares with the others.
+    pub member: Option<Member>,
+}
+
+/// What a commit waits for before it can have its place.
+pub(crate) enum Lack {
+    /// A lease of sequence numbers through this one.
+    Lease(SeqNo),
+    /// The log has just been rotated: look again.
+    Rotated,
+    /// A spare log.
+    Spare,
+    /// A slot on the ring.
+    Slot,
+}
+
+/// A commit that has its place, and is not stored yet.
+pub(crate) struct Placed {
+    pub place: Place,
+    pub reserved: Reserved,
+    pub first_seqno: SeqNo,
+    /// In the order of the commit's trees.
+    pub memtables: Memtables,
 }
 
 /// Guarded by the commit lock.
@@ -100,6 +124,7 @@ impl Pipeline {
             logs,
             syncer: Syncer::new(lsn),
             breaker: Breaker::default(),
+            member: None,
         }
     }
 
@@ -129,23 +154,58 @@ impl Pipeline {
     ) -> Result<Option<Place>> {
         debug_assert!(commit.count() > 0, "an empty commit has no place in the order");
         // Outside the lock, unless stamps are turned on just now.
-        let mut stripes = self.stamps.since().map(|_| Stamps::stripes_of(&commit));
+        let stripes = self.stripes_of(&commit);
         let mut state = self.lock_with_room(supplies, &commit)?;
-        if let Some(tree) = trees.iter().find(|tree| state.actives[tree.slot].is_none()) {
-            return Err(tree.gone());
+        state.check_trees(trees)?;
+        if check.is_some_and(|check| !self.stamps.holds(check)) {
+            return Ok(None);
         }
+        let placed = self.place(&mut state, &mut commit, trees, check, stripes);
+        let stored = if commit.region().len() <= INLINE_BYTES_MAX {
+            let stored = placed.reserved.store(commit.region());
+            drop(state);
+            stored
+        } else {
+            drop(state);
+            placed.reserved.store(commit.region())
+        };
+        let place = placed.place;
+        if let Err(source) = stored {
+            let error = self.not_stored(&placed.reserved, source);
+            self.ring.abandon(place);
+            return Err(error);
+        }
+        insert(placed.first_seqno, &placed.memtables, commit.bytes());
+        self.ring.finish(place);
+        Ok(Some(place))
+    }
+
+    /// The stripes of a commit's keys, if commits stamp them.
+    #[inline]
+    pub fn stripes_of(&self, commit: &Payload<'_>) -> Option<Stripes> {
+        self.stamps.since().map(|_| Stamps::stripes_of(commit))
+    }
+
+    /// Gives a commit its place: sequence numbers, log space and memtables, and its record's header.
+    /// Everything was checked and there is room.
+    #[inline]
+    pub fn place(
+        &self,
+        state: &mut CommitState,
+        commit: &mut Payload<'_>,
+        trees: &[&Tree],
+        check: Option<&Check>,
+        mut stripes: Option<Stripes>,
+    ) -> Placed {
         let first_seqno = state.next_seqno;
         let last_seqno = SeqNo(first_seqno.0 + u64::from(commit.count()) - 1);
         let record_bytes = commit.region().len() as u64;
-        let end_lsn = Lsn(state.cursor.lsn().0 + record_bytes);
+        let end_lsn = state.lsn_after(commit);
         if let Some(check) = check {
-            if !self.stamps.holds(check) {
-                return Ok(None);
-            }
             self.stamps.stamp(&check.written, last_seqno);
         }
         if self.stamps.since().is_some() {
-            let stripes = stripes.get_or_insert_with(|| Stamps::stripes_of(&commit));
+            let stripes = stripes.get_or_insert_with(|| Stamps::stripes_of(commit));
             self.stamps.stamp(stripes, last_seqno);
         }
         let place = self.ring.push(last_seqno, end_lsn).expect("room was made");
@@ -163,18 +223,7 @@ impl Pipeline {
             durable: self.syncer.synced(),
         };
         commit.set_header(&header.encode(reserved.file.checksum, reserved.lsn));
-        let stored = if commit.region().len() <= INLINE_BYTES_MAX {
-            let stored = reserved.store(commit.region());
-            drop(state);
-            stored
-        } else {
-            drop(state);
-            reserved.store(commit.region())
-        };
-        self.check_stored(stored, &reserved, place)?;
-        insert(first_seqno, &memtables, commit.bytes());
-        self.ring.finish(place);
-        Ok(Some(place))
+        Placed { place, reserved, first_seqno, memtables }
     }
 
     /// Has every commit from now on stamp its keys, and waits until those before are over: what is
@@ -213,36 +262,53 @@ impl Pipeline {
         supplies: &dyn Supplies,
         commit: &Payload<'_>,
     ) -> Result<MutexGuard<'_, CommitState>> {
-        let record_bytes = commit.region().len() as u64;
         loop {
             let mut state = self.state.lock();
-            self.breaker.check()?;
-            if state.closed {
-                return Err(closed_error());
-            }
-            let last_seqno = SeqNo(state.next_seqno.0 + u64::from(commit.count()) - 1);
-            if last_seqno > state.lease_end {
-                drop(state);
-                supplies.extend_lease(last_seqno)?;
-                continue;
-            }
-            if !state.cursor.fits(record_bytes) {
-                let rotated = self.rotate_locked(&mut state, record_bytes)?;
-                drop(state);
-                if rotated {
-                    supplies.log_rotated();
-                } else {
-                    supplies.create_spare(record_bytes)?;
+            match self.lack(&mut state, commit)? {
+                None => return Ok(state),
+                Some(lack) => {
+                    drop(state);
+                    self.supply(supplies, lack, commit)?;
                 }
-                continue;
             }
-            if !self.ring.has_room() {
-                drop(state);
-                self.ring.wait_room();
-                continue;
-            }
-            return Ok(state);
         }
+    }
+
+    /// What this commit lacks to have its place now.
+    ///
+    /// # Errors
+    /// If it cannot have any: the breaker is open, or the database closed.
+    #[inline]
+    pub fn lack(&self, state: &mut CommitState, commit: &Payload<'_>) -> Result<Option<Lack>> {
+        self.breaker.check()?;
+        if state.closed {
+            return Err(closed_error());
+        }
+        let last_seqno = SeqNo(state.next_seqno.0 + u64::from(commit.count()) - 1);
+        if last_seqno > state.lease_end {
+            return Ok(Some(Lack::Lease(last_seqno)));
+        }
+        let record_bytes = commit.region().len() as u64;
+        if !state.cursor.fits(record_bytes) {
+            let rotated = self.rotate_locked(state, record_bytes)?;
+            return Ok(Some(if rotated { Lack::Rotated } else { Lack::Spare }));
+        }
+        Ok((!self.ring.has_room()).then_some(Lack::Slot))
+    }
+
+    /// Supplies what a commit lacked. Call it without locks.
+    ///
+    /// # Errors
+    /// From the disk.
+    #[cold]
+    pub fn supply(&self, supplies: &dyn Supplies, lack: Lack, commit: &Payload<'_>) -> Result<()> {
+        match lack {
+            Lack::Lease(past) => supplies.extend_lease(past)?,
+            Lack::Rotated => supplies.log_rotated(),
+            Lack::Spare => supplies.create_spare(commit.region().len() as u64)?,
+            Lack::Slot => self.ring.wait_room(),
+        }
+        Ok(())
     }
 
     /// Appends a record that says up to where the log is synced, if there is room for it.
@@ -271,18 +337,12 @@ impl Pipeline {
             .inspect_err(|error| self.log_failed(error))
     }
 
-    fn check_stored(
-        &self,
-        stored: std::io::Result<()>,
-        reserved: &Reserved,
-        place: Place,
-    ) -> Result<()> {
-        stored.map_err(|source| {
-            let error = Error::io("write", self.logs.path(&reserved.file), source);
-            self.log_failed(&error);
-            self.ring.abandon(place);
-            error
-        })
+    /// A record could not be stored: its error, after the breaker was opened with it.
+    #[cold]
+    pub fn not_stored(&self, reserved: &Reserved, source: std::io::Error) -> Error {
+        let error = Error::io("write", self.logs.path(&reserved.file), source);
+        self.log_failed(&error);
+        error
     }
 
     /// The log cannot be written any more: nothing that is not published will be.
@@ -307,6 +367,16 @@ pub(crate) fn closed_error() -> Error {
 }
 
 impl CommitState {
+    /// # Errors
+    /// `Closed` if one of the keyspaces was dropped.
+    #[inline]
+    pub fn check_trees(&self, trees: &[&Tree]) -> Result<()> {
+        match trees.iter().find(|tree| self.actives[tree.slot].is_none()) {
+            Some(tree) => Err(tree.gone()),
+            None => Ok(()),
+        }
+    }
+
     /// The active memtable of a slot, for a record at `lsn`.
     fn choose(&mut self, slot: usize, lsn: Lsn) -> Arc<Memtable> {
         let active = self.actives[slot].as_mut().expect("checked before");
@@ -365,6 +435,11 @@ impl CommitState {
 
     pub fn lsn(&self) -> Lsn {
         self.cursor.lsn()
+    }
+
+    /// Where the record of this commit would end.
+    pub fn lsn_after(&self, commit: &Payload<'_>) -> Lsn {
+        Lsn(self.cursor.lsn().0 + commit.region().len() as u64)
     }
 
     pub fn cursor(&self) -> &LogCursor {

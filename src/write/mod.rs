@@ -5,13 +5,17 @@
 //! - `log`: the files of the write-ahead log.
 //! - `commit`: the pipeline: sequence numbers, log space, memtables, publication.
 //! - `stamps`: which keys were written lately, for commits that depend on what they read.
+//! - `closing`: which commits across shards keep a synced log from being durable. `joint`: such a
+//!   commit. `joint_model`: its schedules.
 //! - `syncer`: what of the log is durable, and who waits for it. `syncer_model`: its schedules.
 //! - `ticket`: the handle of an asynchronous commit.
 //! - `breaker`: refuses writes after a failure of the disk.
 //! - `pressure`: slows writers down smoothly before the disk falls behind.
 
 pub(crate) mod breaker;
+pub(crate) mod closing;
 pub(crate) mod commit;
+pub(crate) mod joint;
 pub(crate) mod log;
 pub(crate) mod pressure;
 pub(crate) mod ring;
@@ -25,7 +29,7 @@ pub(crate) mod ticket;
 
 /// What `ring` and `syncer` build on; their models put shuttle's in their place, and smaller numbers.
 mod sync {
-    pub(crate) use crate::runtime::{Condvar, Mutex};
+    pub(crate) use crate::runtime::{Condvar, Mutex, MutexGuard};
     pub(crate) use std::hint::spin_loop as spin;
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
 

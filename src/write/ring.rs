@@ -134,6 +134,15 @@ impl Ring {
         self.publish();
     }
 
+    /// As [`Ring::finish`] of a commit whose predecessors are all published: it is too on return.
+    pub fn finish_first(&self, place: Place) {
+        self.finish(place);
+        debug_assert!(self.head.load(Ordering::SeqCst) > place.index, "its predecessors are out");
+        // Somebody else may have moved `head` past it and not have come to these yet.
+        self.copied.fetch_max(place.end_lsn.0, Ordering::AcqRel);
+        self.visible.fetch_max(place.last_seqno.0, Ordering::SeqCst);
+    }
+
     /// The commit's record could not be written: it will not be finished. Publication stops before
     /// it for good.
     pub fn abandon(&self, place: Place) {

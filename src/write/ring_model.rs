@@ -34,19 +34,19 @@ pub(crate) mod sync {
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
 
     /// `None` only while its owner waits for a condition.
-    pub(crate) struct Guard<'a, T>(Option<shuttle::sync::MutexGuard<'a, T>>, &'a Mutex<T>);
+    pub(crate) struct MutexGuard<'a, T>(Option<shuttle::sync::MutexGuard<'a, T>>, &'a Mutex<T>);
 
     impl<T> Mutex<T> {
         pub fn new(value: T) -> Mutex<T> {
             Mutex(shuttle::sync::Mutex::new(value))
         }
 
-        pub fn lock(&self) -> Guard<'_, T> {
-            Guard(Some(self.0.lock().expect("no schedule goes on after a panic")), self)
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            MutexGuard(Some(self.0.lock().expect("no schedule goes on after a panic")), self)
         }
     }
 
-    impl<T> std::ops::Deref for Guard<'_, T> {
+    impl<T> std::ops::Deref for MutexGuard<'_, T> {
         type Target = T;
 
         fn deref(&self) -> &T {
@@ -54,7 +54,7 @@ pub(crate) mod sync {
         }
     }
 
-    impl<T> std::ops::DerefMut for Guard<'_, T> {
+    impl<T> std::ops::DerefMut for MutexGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
             self.0.as_mut().expect("not waiting")
         }
@@ -67,13 +67,13 @@ pub(crate) mod sync {
             Condvar(shuttle::sync::Condvar::new())
         }
 
-        pub fn wait<T>(&self, guard: &mut Guard<'_, T>) {
+        pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
             let inner = guard.0.take().expect("not waiting");
             guard.0 = Some(self.0.wait(inner).expect("no schedule goes on after a panic"));
         }
 
         /// There is no time in a schedule: as if it were over at once.
-        pub fn wait_for<T>(&self, guard: &mut Guard<'_, T>, _: Duration) -> bool {
+        pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _: Duration) -> bool {
             let mutex = guard.1;
             drop(guard.0.take());
             shuttle::thread::yield_now();

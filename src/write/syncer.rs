@@ -5,14 +5,18 @@
 //! and syncs for all of them at once (measured 1.5 to 2 times the rate of handing over from
 //! writer to writer at 8 to 32 writers).
 //!
+//! In a shard, what is synced is durable only once the joint commits before it are closed
+//! ([`closing`](super::closing)).
+//!
 //! The sync never runs under the commit lock. It samples what is copied, syncs the files oldest
 //! first, and publishes exactly its sample as durable.
 
 use std::task::Waker;
 use std::time::Duration;
 
+use super::closing::Peer;
 use super::commit::Pipeline;
-use super::sync::{AtomicU64, Condvar, Mutex, Ordering};
+use super::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 use crate::error::{DegradedCause, Error, Result};
 use crate::file::Lsn;
@@ -20,6 +24,8 @@ use crate::file::Lsn;
 /// See the module's comment.
 pub(crate) struct Syncer {
     durable: AtomicU64,
+    /// Everything before it is in the synced log, or in tables: durable but for joint commits.
+    stable: AtomicU64,
     /// The log itself is durable up to here. Records bear witness of this, not of `durable`: what
     /// is in tables need not be in the log any more.
     synced: AtomicU64,
@@ -50,6 +56,7 @@ impl Syncer {
     pub fn new(durable: Lsn) -> Syncer {
         Syncer {
             durable: AtomicU64::new(durable.0),
+            stable: AtomicU64::new(durable.0),
             synced: AtomicU64::new(durable.0),
             state: Mutex::new(State::default()),
             done: Condvar::new(),
@@ -63,6 +70,12 @@ impl Syncer {
         Lsn(self.durable.load(Ordering::Acquire))
     }
 
+    /// As [`Syncer::durable`], whatever became of the joint commits before it.
+    #[inline]
+    fn stable(&self) -> Lsn {
+        Lsn(self.stable.load(Ordering::Acquire))
+    }
+
     /// Every byte of the log from where its replay begins up to here survives power loss.
     #[inline]
     pub fn synced(&self) -> Lsn {
@@ -70,8 +83,8 @@ impl Syncer {
     }
 
     /// Asks the syncer thread for a sync through `lsn` without waiting for it.
-    pub fn request(&self, lsn: Lsn) {
-        if self.durable() >= lsn {
+    fn request(&self, lsn: Lsn) {
+        if self.stable() >= lsn {
             return;
         }
         let mut state = self.state.lock();
@@ -104,18 +117,7 @@ impl Syncer {
         self.wake(&mut state);
     }
 
-    /// Forgets a failure, after everything visible was made durable by other means through
-    /// `durable`.
-    pub fn reset(&self, durable: Lsn) {
-        let mut state = self.state.lock();
-        state.failure = None;
-        self.durable.fetch_max(durable.0, Ordering::AcqRel);
-        self.wake(&mut state);
-    }
-
-    /// Everything before `lsn` is durable by other means: in tables that the manifest names.
-    pub fn covered(&self, lsn: Lsn) {
-        self.durable.fetch_max(lsn.0, Ordering::AcqRel);
+    fn wake_all(&self) {
         let mut state = self.state.lock();
         self.wake(&mut state);
     }
@@ -144,6 +146,10 @@ impl Pipeline {
         if syncer.durable() >= lsn {
             return Ok(());
         }
+        if let Some(member) = &self.member {
+            // First, so that their syncs and this one's run side by side.
+            member.request(lsn);
+        }
         let mut state = syncer.state.lock();
         loop {
             if syncer.durable() >= lsn {
@@ -157,15 +163,70 @@ impl Pipeline {
                 syncer.done.wait(&mut state);
                 continue;
             }
+            if syncer.stable() >= lsn {
+                // Held back by other shards, which were asked.
+                syncer.done.wait(&mut state);
+                continue;
+            }
             state.running = true;
             drop(state);
-            let synced = self.sync_once();
-            state = syncer.state.lock();
-            self.end_sync(&mut state, synced);
+            state = self.sync_in_turn();
             if state.handed_over {
                 syncer.work.notify_one();
             }
         }
+    }
+
+    /// True if a joint commit that is not closed begins before `lsn`.
+    pub fn has_unclosed_before(&self, lsn: Lsn) -> bool {
+        self.member.as_ref().is_some_and(|member| member.has_unclosed_before(lsn))
+    }
+
+    /// Asks for everything that makes the log durable through `lsn`, without waiting for it.
+    pub fn request_durable(&self, lsn: Lsn) {
+        self.syncer.request(lsn);
+        if let Some(member) = &self.member {
+            member.request(lsn);
+        }
+    }
+
+    /// Everything before `lsn` is durable by other means: in tables that the manifest names.
+    pub fn covered(&self, lsn: Lsn) {
+        self.note_stable(lsn);
+        self.syncer.wake_all();
+    }
+
+    /// Forgets a failure, after everything visible was made durable by other means through
+    /// `durable`.
+    pub fn reset_syncer(&self, durable: Lsn) {
+        self.syncer.state.lock().failure = None;
+        self.covered(durable);
+    }
+
+    fn note_stable(&self, lsn: Lsn) {
+        self.syncer.stable.fetch_max(lsn.0, Ordering::AcqRel);
+        match &self.member {
+            None => _ = self.syncer.durable.fetch_max(lsn.0, Ordering::AcqRel),
+            Some(member) => member.joints.settle(member.shard, self),
+        }
+    }
+
+    /// The sync of whoever has the turn, and its outcome.
+    fn sync_in_turn(&self) -> MutexGuard<'_, State> {
+        let synced = self.sync_once();
+        if let (Ok(sample), Some(_)) = (&synced, &self.member) {
+            // Not under the lock: it wakes waiters of other shards, under theirs.
+            self.note_stable(*sample);
+        }
+        let mut state = self.syncer.state.lock();
+        self.end_sync(&mut state, synced);
+        if let (Some(failure), Some(member)) = (&state.failure, &self.member) {
+            let failure = failure.duplicate();
+            drop(state);
+            member.fail(&failure);
+            state = self.syncer.state.lock();
+        }
+        state
     }
 
     /// One sync of everything that is copied now.
@@ -180,7 +241,9 @@ impl Pipeline {
         match synced {
             Ok(sample) => {
                 self.syncer.synced.fetch_max(sample.0, Ordering::AcqRel);
-                self.syncer.durable.fetch_max(sample.0, Ordering::AcqRel);
+                if self.member.is_none() {
+                    self.note_stable(sample);
+                }
                 state.running = state.wanted > sample && !state.stopped;
                 if state.running && self.ring.has_failed() {
                     // What is wanted will never be copied.
@@ -219,7 +282,7 @@ impl Pipeline {
                 }
             }
             let handed_over = std::mem::take(&mut state.handed_over);
-            let behind = self.ring.copied() > syncer.durable();
+            let behind = self.ring.copied() > syncer.stable();
             let is_needed = state.failure.is_none() && (handed_over || behind);
             if state.stopped || !is_needed {
                 state.running &= !handed_over;
@@ -231,9 +294,32 @@ impl Pipeline {
             }
             state.running = true;
             drop(state);
-            let synced = self.sync_once();
-            state = syncer.state.lock();
-            self.end_sync(&mut state, synced);
+            state = self.sync_in_turn();
         }
+    }
+}
+
+impl Peer for Pipeline {
+    fn stable(&self) -> Lsn {
+        self.syncer.stable()
+    }
+
+    fn raise_durable(&self, durable: Lsn) -> bool {
+        self.syncer.durable.fetch_max(durable.0, Ordering::AcqRel) < durable.0
+    }
+
+    fn wake(&self) {
+        self.syncer.wake_all();
+    }
+
+    fn request(&self, lsn: Lsn) {
+        self.syncer.request(lsn);
+    }
+
+    fn held_back(&self, error: &Error) {
+        self.breaker.open(DegradedCause::LogSync, error);
+        let mut state = self.syncer.state.lock();
+        state.failure.get_or_insert(error.duplicate());
+        self.syncer.wake(&mut state);
     }
 }

@@ -17,6 +17,11 @@ use crate::error::Error;
 use crate::file::Lsn;
 use crate::write::ring_model::{explore, sync};
 
+#[path = "closing.rs"]
+#[expect(dead_code, reason = "the model does not call everything that the engine does")]
+#[expect(clippy::duplicate_mod, reason = "the same code over other primitives is the point")]
+mod closing;
+
 #[path = "syncer.rs"]
 #[expect(dead_code, reason = "the model does not call everything that the engine does")]
 #[expect(clippy::duplicate_mod, reason = "the same code over other primitives is the point")]
@@ -24,6 +29,7 @@ mod syncer;
 
 /// What the syncer has around it.
 mod commit {
+    use super::closing::Member;
     use super::syncer::Syncer;
     use super::{AtomicU64, Error, Lsn, Mutex, Ordering};
     use crate::error::{DegradedCause, Result};
@@ -35,6 +41,7 @@ mod commit {
         pub breaker: Breaker,
         /// Marks after a sync.
         pub marks: AtomicU64,
+        pub member: Option<Member>,
     }
 
     pub(super) struct Ring {
@@ -108,6 +115,7 @@ mod commit {
                 },
                 breaker: Breaker(Mutex::new(0)),
                 marks: number(0),
+                member: None,
             }
         }
 
@@ -213,7 +221,7 @@ fn a_ticket_is_woken_by_whoever_syncs() {
             let pipeline = pipeline.clone();
             move || {
                 let lsn = pipeline.commit();
-                pipeline.syncer.request(lsn);
+                pipeline.request_durable(lsn);
                 let sleeper = Sleeper::new();
                 let waker = Waker::from(sleeper.clone());
                 while !pipeline.syncer.wake_when_durable(lsn, &waker) {
@@ -245,7 +253,7 @@ fn after_a_failed_sync_nothing_is_synced_and_everyone_is_told() {
             pipeline.logs.durable.fetch_max(all.0, Ordering::SeqCst);
             pipeline.logs.failed.store(0, Ordering::SeqCst);
             pipeline.logs.good.store(ALWAYS, Ordering::SeqCst);
-            pipeline.syncer.reset(all);
+            pipeline.reset_syncer(all);
         }
         assert_eq!(join_all(writers(&pipeline, 2, 1)), 0, "it goes on");
         pipeline.syncer.stop();

@@ -25,7 +25,7 @@ pub struct Ticket {
 impl Ticket {
     pub(crate) fn new(pipeline: Arc<Pipeline>, place: Place, durability: Durability) -> Ticket {
         if durability == Durability::Disk {
-            pipeline.syncer.request(place.end_lsn);
+            pipeline.request_durable(place.end_lsn);
         }
         Ticket { pipeline, place, durability }
     }
@@ -82,7 +82,7 @@ impl Future for Ticket {
         if !syncer.wake_when_durable(self.place.end_lsn, context.waker()) {
             // The request of `new` may have been served by a sync whose sample came before this
             // commit was copied.
-            syncer.request(self.place.end_lsn);
+            self.pipeline.request_durable(self.place.end_lsn);
             return Poll::Pending;
         }
         Poll::Ready(self.pipeline.wait_durable(self.place.end_lsn))

@@ -167,9 +167,9 @@ fn print(printer: &Printer, cores: usize, cells: &[Cell]) -> Result<()> {
     }
     let syncs: Vec<f64> = cells.iter().filter_map(|cell| cell.fdatasync_us).collect();
     if !syncs.is_empty() {
-        let (least, most) = syncs.iter().fold((f64::MAX, 0.0f64), |(least, most), sync| {
-            (least.min(*sync), most.max(*sync))
-        });
+        let (least, most) = syncs
+            .iter()
+            .fold((f64::MAX, 0.0f64), |(least, most), sync| (least.min(*sync), most.max(*sync)));
         writeln!(out, "    a lone fdatasync took {least:.0} to {most:.0} µs meanwhile")?;
     }
     if cores < COUNTS[COUNTS.len() - 1] {

@@ -198,7 +198,9 @@ impl Scene<'_> {
             Workload::Coalescing => self.coalesce(part, meter),
             Workload::Ingest => self.push(part, meter),
             Workload::Reopen | Workload::Recovery => unreachable!("see `opening`"),
-            Workload::Overload | Workload::Sharding => unreachable!("they have databases of their own"),
+            Workload::Overload | Workload::Sharding => {
+                unreachable!("they have databases of their own")
+            }
         }
     }
 

@@ -165,7 +165,7 @@ impl Consumer {
         if pipeline.syncer.durable() <= position {
             pipeline.wait_durable(copied)?;
         } else if pipeline.breaker.check().is_ok() {
-            pipeline.syncer.request(copied);
+            pipeline.request_durable(copied);
         }
         let mut found = std::mem::take(&mut self.found);
         self.reader.seek(position);

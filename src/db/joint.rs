@@ -1,0 +1,274 @@
+//! Several engines as the shards of one database: opened together, with commits that are atomic over
+//! them and snapshots that agree.
+//!
+//! [`crate::write::joint`] says how a commit is placed and published, [`crate::write::closing`] when
+//! it is durable.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::batch::BatchBuilder;
+use crate::db::Db;
+use crate::db::engine::Engine;
+use crate::db::open;
+use crate::db::resources::Resources;
+use crate::db::snapshot::Snapshot;
+use crate::error::Result;
+use crate::file::ShardNumber;
+use crate::fs::Fs;
+use crate::key::SeqNo;
+use crate::options::{Durability, Options};
+use crate::tree::Tree;
+use crate::write::closing::{Joints, Member};
+use crate::write::commit::Memtables;
+use crate::write::joint::{self, Places};
+use crate::write::pressure::Patience;
+use crate::write::stamps::Check;
+
+/// Where a shard lies.
+#[derive(Clone, Debug)]
+pub(crate) struct ShardDir {
+    /// Its number, never that of another shard of the same database, not even of one that is gone.
+    pub shard: ShardNumber,
+    pub dir: PathBuf,
+}
+
+/// What a joint commit does in one shard.
+pub(crate) struct JointPart<'a> {
+    pub engine: &'a Engine,
+    /// Without operations the shard takes part with its check only.
+    pub builder: &'a mut BatchBuilder,
+    /// Every keyspace that the operations name.
+    pub trees: &'a [&'a Tree],
+}
+
+/// Opens all shards of a database, or those that are new, and creates those that are not there.
+///
+/// # Errors
+/// As [`Db::open`], of whichever shard.
+pub(crate) fn open_shards(
+    fs: &Arc<dyn Fs>,
+    resources: &Resources,
+    joints: &Arc<Joints>,
+    shards: &[ShardDir],
+    options: &Options,
+) -> Result<Vec<Db>> {
+    let open = |ShardDir { shard, dir }: &ShardDir| {
+        let member = Member { joints: joints.clone(), shard: *shard };
+        let options = resources.adapt(options.clone());
+        let engine = open::open_shard(fs.clone(), resources.shared(), dir, options, member);
+        let engine = engine.map_err(|error| error.context(format!("open {}", dir.display())))?;
+        let pipeline = Arc::downgrade(&engine.pipeline);
+        joints.join(*shard, pipeline);
+        Db::start(engine, resources.clone())
+    };
+    shards.iter().map(open).collect()
+}
+
+/// Commits the parts, of different shards in ascending order, as one; all are published then, and
+/// their places returned in the same order. `checks` has what each rests on, if they rest on
+/// anything; `None` is the answer if one does not hold, and nothing was done.
+///
+/// # Errors
+/// As [`Engine::write_batch`], of whichever part; nothing was written then, or it is unknown in all.
+pub(crate) fn commit_joint(
+    joints: &Joints,
+    parts: &mut [JointPart<'_>],
+    checks: Option<&[Check]>,
+    patience: Patience,
+) -> Result<Option<Places>> {
+    let count = parts.iter().filter(|part| !part.builder.is_empty()).count();
+    let participants = if count > 1 { count } else { 0 };
+    let mut held = SmallVec::<[_; 4]>::new();
+    let mut heads = SmallVec::<[_; 4]>::new();
+    let mut to_place = SmallVec::<[_; 4]>::new();
+    for (index, JointPart { engine, builder, trees }) in parts.iter_mut().enumerate() {
+        let engine: &Engine = engine;
+        let trees: &[&Tree] = trees;
+        let commit = if builder.is_empty() {
+            None
+        } else {
+            held.push(engine.admit_batch(builder)?);
+            Some(builder.finish_for(participants))
+        };
+        let record_bytes = commit.as_ref().map_or(0, |commit| commit.region().len() as u64);
+        engine.pressure.admit(record_bytes, patience)?;
+        heads.push((engine, trees, record_bytes));
+        let shard = engine.pipeline.member.as_ref().expect("it is a shard").shard;
+        let check = checks.map(|checks| &checks[index]);
+        let (pipeline, supplies) = (&*engine.pipeline, engine);
+        to_place.push(joint::Part { shard, pipeline, supplies, commit, trees, check });
+    }
+    let insert = |index: usize, first: SeqNo, memtables: &Memtables, payload: &[u8]| {
+        let (engine, trees, _) = heads[index];
+        engine.insert_batch(trees, first, memtables, payload);
+    };
+    let Some(places) = joint::submit(joints, &mut to_place, insert)? else { return Ok(None) };
+    for ((engine, _, record_bytes), place) in heads.iter().zip(&places) {
+        if let Some(place) = place {
+            engine.note_logged(*place, *record_bytes);
+        }
+    }
+    Ok(Some(places))
+}
+
+/// Commits the parts if `look` finds that they may be. It is called with the index of each part and
+/// notes in the check what it read in that shard; and again for all of them, if something of that
+/// was written before the commit had its place. It may break off.
+///
+/// # Errors
+/// As `look` and [`commit_joint`] say.
+pub(crate) fn commit_joint_checked<T>(
+    joints: &Joints,
+    parts: &mut [JointPart<'_>],
+    patience: Patience,
+    mut look: impl FnMut(usize, &mut Check) -> Result<ControlFlow<T>>,
+) -> Result<ControlFlow<T, Places>> {
+    loop {
+        let mut checks = Vec::with_capacity(parts.len());
+        for index in 0..parts.len() {
+            let mut check = Check::default();
+            if let ControlFlow::Break(instead) = look(index, &mut check)? {
+                return Ok(ControlFlow::Break(instead));
+            }
+            checks.push(check);
+        }
+        if let Some(places) = commit_joint(joints, parts, Some(&checks), patience)? {
+            return Ok(ControlFlow::Continue(places));
+        }
+        for (part, check) in parts.iter().zip(&checks) {
+            part.engine.pipeline.wait_for_missed(check)?;
+        }
+    }
+}
+
+/// Waits until a joint commit has `durability`, and is paid for with the bytes that its user wrote to
+/// each shard.
+///
+/// # Errors
+/// If a shard's log cannot be synced: it is unknown then.
+pub(crate) fn acknowledge_joint(
+    parts: &[JointPart<'_>],
+    places: &Places,
+    user_bytes: &[u64],
+    durability: Durability,
+    patience: Patience,
+) -> Result<()> {
+    let mut writers = parts.iter().zip(places).filter_map(|(part, place)| Some((part, (*place)?)));
+    if durability == Durability::Disk
+        && let Some((part, place)) = writers.next()
+    {
+        // One for all: it is durable in none of them before it is in each.
+        part.engine.pipeline.wait_durable(place.end_lsn)?;
+    }
+    for (part, bytes) in parts.iter().zip(user_bytes) {
+        part.engine.charge(*bytes, patience);
+    }
+    Ok(())
+}
+
+/// Snapshots of all shards that see a joint commit either wholly or not at all.
+pub(crate) fn joint_snapshots(joints: &Joints, shards: &[Db]) -> Vec<Snapshot> {
+    let _gate = joints.gate();
+    shards.iter().map(Snapshot::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::fs::sim::SimFs;
+    use crate::runtime::Runtime;
+
+    struct Shards {
+        joints: Arc<Joints>,
+        dbs: Vec<Db>,
+    }
+
+    impl Shards {
+        fn open(fs: &SimFs, count: u32) -> Shards {
+            let fs: Arc<dyn Fs> = Arc::new(fs.clone());
+            let joints = Arc::<Joints>::default();
+            let dir = |n| Path::new("db").join(format!("shard-{n}"));
+            let shards = (0..count).map(|n| ShardDir { shard: ShardNumber(n), dir: dir(n) });
+            let shards: Vec<ShardDir> = shards.collect();
+            let options = Options::tiny();
+            let resources = Resources::on(Runtime::threads(), &options);
+            let dbs = open_shards(&fs, &resources, &joints, &shards, &options).unwrap();
+            Shards { joints, dbs }
+        }
+
+        /// Puts the same key and value in each of these shards.
+        fn put(&self, shards: &[usize], key: &str, value: &str, durability: Durability) {
+            let mut builders = vec![BatchBuilder::new(); shards.len()];
+            let dbs: Vec<&Db> = shards.iter().map(|shard| &self.dbs[*shard]).collect();
+            let trees: Vec<[&Tree; 1]> = dbs.iter().map(|db| [&*db.tree]).collect();
+            for (builder, [tree]) in builders.iter_mut().zip(&trees) {
+                builder.put(tree.id, key.as_bytes(), value.as_bytes());
+            }
+            let part = |((db, builder), trees)| JointPart {
+                engine: Db::engine(db),
+                builder,
+                trees: <[&Tree; 1]>::as_slice(trees),
+            };
+            let parts = dbs.iter().copied().zip(&mut builders).zip(&trees);
+            let mut parts: Vec<JointPart<'_>> = parts.map(part).collect();
+            let places = commit_joint(&self.joints, &mut parts, None, Patience::Wait).unwrap();
+            let (places, bytes) = (places.unwrap(), vec![2; shards.len()]);
+            acknowledge_joint(&parts, &places, &bytes, durability, Patience::Wait).unwrap();
+        }
+
+        fn contents(&self) -> Vec<BTreeMap<String, String>> {
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            let entry = |entry: Result<crate::Entry>| {
+                let (key, value) = entry.unwrap();
+                (text(&key), text(&value))
+            };
+            self.dbs.iter().map(|db| db.iter().map(entry).collect()).collect()
+        }
+    }
+
+    #[test]
+    fn joint_commits_are_there_in_every_shard_and_after_a_reopen() {
+        let fs = SimFs::default();
+        let shards = Shards::open(&fs, 3);
+        for i in 0..40 {
+            let durability = if i % 3 == 0 { Durability::Disk } else { Durability::Process };
+            let among: &[usize] = [&[0, 1][..], &[0, 2], &[1, 2], &[0, 1, 2]][i % 4];
+            shards.put(among, &format!("k{i}"), &i.to_string(), durability);
+            shards.dbs[i % 3].put(format!("own{i}"), "x").unwrap();
+        }
+        let before = shards.contents();
+        assert!(before[0].contains_key("k0") && before[2].contains_key("k39"));
+        assert!(!before[2].contains_key("k0"));
+        drop(shards);
+        assert_eq!(Shards::open(&fs, 3).contents(), before);
+    }
+
+    #[test]
+    fn a_snapshot_sees_a_joint_commit_in_all_shards_or_in_none() {
+        let shards = Shards::open(&SimFs::default(), 3);
+        std::thread::scope(|scope| {
+            for writer in 0..2 {
+                let shards = &shards;
+                scope.spawn(move || {
+                    for i in 0..300 {
+                        shards.put(&[0, 1, 2], "k", &format!("{writer}-{i}"), Durability::Process);
+                        shards.dbs[i % 3].put("other", "x").unwrap();
+                    }
+                });
+            }
+            for _ in 0..300 {
+                let snapshots = joint_snapshots(&shards.joints, &shards.dbs);
+                let values = snapshots.iter().map(|snapshot| snapshot.get("k").unwrap());
+                let values: Vec<_> = values.map(|value| value.map(|v| v.to_vec())).collect();
+                assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "{values:?}");
+            }
+        });
+    }
+}
