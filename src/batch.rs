@@ -341,7 +341,6 @@ impl Payload<'_> {
 ///
 /// # Errors
 /// As [`Operations::new`], and if the participants are not as the module's comment says.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the recovery of several shards"))]
 pub(crate) fn participants(payload: &[u8]) -> Decoded<Option<Vec<Participant>>> {
     let mut found = None;
     for section in Sections::new(payload) {

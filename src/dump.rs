@@ -157,11 +157,18 @@ fn write_edit(f: &mut fmt::Formatter<'_>, edit: &Edit) -> fmt::Result {
         ("next file", edit.next_file.map(|number| number.0)),
         ("next keyspace", edit.next_keyspace.map(|id| u64::from(id.0))),
         ("clean close at seqno", edit.clean_close.map(|seqno| seqno.0)),
+        ("shard", edit.shard.map(|shard| u64::from(shard.0))),
     ];
     for (name, number) in numbers {
         if let Some(number) = number {
             writeln!(f, "    {name} {number}")?;
         }
+    }
+    if edit.voids_settled {
+        writeln!(f, "    earlier voids are settled")?;
+    }
+    for (from, to) in &edit.voids {
+        writeln!(f, "    void from lsn {} to {}", from.0, to.0)?;
     }
     Ok(())
 }

@@ -110,6 +110,12 @@ pub fn parse_name(name: &str) -> Option<(FileKind, FileNumber)> {
     (kind.name(number) == name).then_some((kind, number))
 }
 
+/// Incompatible feature bits that this version knows. On disk: never renumber.
+pub mod feature {
+    /// The manifest is that of a shard: its edits may say so, and which log positions are void.
+    pub const SHARD: u32 = 1;
+}
+
 /// Bytes of the header that every log, table and manifest begins with.
 pub const HEADER_BYTES: usize = 128;
 const KIND_FIELDS: std::ops::Range<usize> = 40..124;
@@ -191,7 +197,7 @@ impl FileHeader {
                 (format!("header checksum {expected:08x}"), format!("{found:08x}"));
             return Err(Error::corruption(path, KIND_FIELDS.end as u64, expected, found));
         }
-        if header.incompatible != 0 {
+        if header.incompatible & !feature::SHARD != 0 {
             let what = format!("{}: feature bits {:#x}", path.display(), header.incompatible);
             return Err(Error::new(ErrorKind::Unsupported).context(what));
         }

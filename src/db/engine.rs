@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -73,6 +73,8 @@ pub(crate) struct Engine {
     next_file: AtomicU64,
     file_lease: AtomicU64,
     next_run: AtomicU64,
+    /// All shards were recovered: the voids of before are of no interest, as the next edit will say.
+    pub voids_settled: AtomicBool,
     pub totals: Totals,
     /// One batch above a megabyte at a time.
     oversized: Mutex<()>,
@@ -170,6 +172,7 @@ impl Engine {
             next_file: AtomicU64::new(parts.next_file.0),
             file_lease: AtomicU64::new(file_lease.0),
             next_run: AtomicU64::new(parts.next_run),
+            voids_settled: AtomicBool::new(false),
             totals: Totals::default(),
             oversized: Mutex::new(()),
             losses: parts.losses,
@@ -557,7 +560,8 @@ impl Engine {
     /// # Errors
     /// The edit is unknown then. A failure to begin the manifest anew afterwards is none: the edit
     /// stands, and must be carried out.
-    pub fn append_edit(&self, catalog: &mut MutexGuard<'_, Catalog>, edit: Edit) -> Result<()> {
+    pub fn append_edit(&self, catalog: &mut MutexGuard<'_, Catalog>, mut edit: Edit) -> Result<()> {
+        edit.voids_settled = self.voids_settled.swap(false, Ordering::Relaxed);
         let broken = |error: &Error| self.fail(DegradedCause::Manifest, error);
         catalog.append(edit, self.next_file()).inspect_err(broken)?;
         self.note_file_lease(catalog);

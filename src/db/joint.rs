@@ -2,27 +2,30 @@
 //! them and snapshots that agree.
 //!
 //! [`crate::write::joint`] says how a commit is placed and published, [`crate::write::closing`] when
-//! it is durable.
+//! it is durable, [`crate::db::cut`] what a recovery keeps of it.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 
 use crate::batch::BatchBuilder;
 use crate::db::Db;
+use crate::db::cut;
 use crate::db::engine::Engine;
-use crate::db::open;
+use crate::db::open::{self, Found, Prepared};
 use crate::db::resources::Resources;
 use crate::db::snapshot::Snapshot;
-use crate::error::Result;
-use crate::file::ShardNumber;
+use crate::error::{Error, Result};
+use crate::file::{Lsn, ShardNumber};
 use crate::fs::Fs;
 use crate::key::SeqNo;
-use crate::options::{Durability, Options};
+use crate::options::{Durability, Options, Recovery};
 use crate::tree::Tree;
-use crate::write::closing::{Joints, Member};
+use crate::write::closing::{Joints, Member, Rule};
 use crate::write::commit::Memtables;
 use crate::write::joint::{self, Places};
 use crate::write::pressure::Patience;
@@ -45,10 +48,14 @@ pub(crate) struct JointPart<'a> {
     pub trees: &'a [&'a Tree],
 }
 
-/// Opens all shards of a database, or those that are new, and creates those that are not there.
+/// Opens all shards of a database, or such that are new, and creates those that are not there.
+///
+/// Nothing is changed before all are locked and their logs read. Then they are recovered one after
+/// the other; a crash in between leads to the same state.
 ///
 /// # Errors
-/// As [`Db::open`], of whichever shard.
+/// As [`Db::open`], of whichever shard; `Corruption` too if a log names a shard that is not among
+/// these, and if one lacks what another proves to have been safe.
 pub(crate) fn open_shards(
     fs: &Arc<dyn Fs>,
     resources: &Resources,
@@ -56,16 +63,83 @@ pub(crate) fn open_shards(
     shards: &[ShardDir],
     options: &Options,
 ) -> Result<Vec<Db>> {
-    let open = |ShardDir { shard, dir }: &ShardDir| {
-        let member = Member { joints: joints.clone(), shard: *shard };
-        let options = resources.adapt(options.clone());
-        let engine = open::open_shard(fs.clone(), resources.shared(), dir, options, member);
-        let engine = engine.map_err(|error| error.context(format!("open {}", dir.display())))?;
+    let options = &resources.adapt(options.clone());
+    let in_shard = |dir: &Path| {
+        let what = format!("open {}", dir.display());
+        move |error: Error| error.context(what)
+    };
+    let mut prepared = Vec::with_capacity(shards.len());
+    for ShardDir { shard, dir } in shards {
+        let found = open::prepare(fs, dir, options).map_err(in_shard(dir))?;
+        if let Some(other) = found.state.shard().filter(|other| other != shard) {
+            let what = format!("{} is shard {}, not {}", dir.display(), other.0, shard.0);
+            return Err(Error::invalid(what));
+        }
+        prepared.push(found);
+    }
+    // A salvage wants every commit that is intact, whole or not.
+    let is_cut = options.recovery != Recovery::Salvage && joints.keeps(Rule::Cut);
+    let cuts = match is_cut {
+        true => find_cuts(&**fs, shards, &prepared, options.recovery)?,
+        false => vec![Lsn(u64::MAX); shards.len()],
+    };
+    let mut engines = Vec::with_capacity(shards.len());
+    for ((ShardDir { shard, dir }, prepared), cut) in shards.iter().zip(prepared).zip(cuts) {
+        let member = Some(Member { joints: joints.clone(), shard: *shard });
+        let found = Found { member, cut, ..Found::new(prepared) };
+        let engine = open::recover(fs.clone(), resources.shared(), dir, options.clone(), found);
+        engines.push(engine.map_err(in_shard(dir))?);
+    }
+    let start = |(engine, ShardDir { shard, .. }): (Arc<Engine>, &ShardDir)| {
+        engine.voids_settled.store(true, Ordering::Relaxed);
         let pipeline = Arc::downgrade(&engine.pipeline);
         joints.join(*shard, pipeline);
         Db::start(engine, resources.clone())
     };
-    shards.iter().map(open).collect()
+    engines.into_iter().zip(shards).map(start).collect()
+}
+
+/// Where the replay of each shard is to end.
+fn find_cuts(
+    fs: &dyn Fs,
+    shards: &[ShardDir],
+    prepared: &[Prepared],
+    recovery: Recovery,
+) -> Result<Vec<Lsn>> {
+    let mut logs = Vec::with_capacity(shards.len());
+    for (ShardDir { dir, .. }, prepared) in shards.iter().zip(prepared) {
+        logs.push(open::read_joint_log(fs, dir, recovery, &prepared.state)?);
+    }
+    let is_void: Vec<_> = prepared.iter().map(|p| |lsn| p.state.is_void(lsn)).collect();
+    let found = |index: usize| {
+        let (log, replay_from) = (&logs[index], prepared[index].state.replay_from());
+        let (is_void, end, parts) = (&is_void[index], log.end, &*log.parts);
+        (shards[index].shard, cut::Found { replay_from, is_void, end, parts })
+    };
+    let found: BTreeMap<_, _> = (0..shards.len()).map(found).collect();
+    let index_of = |shard| shards.iter().position(|s| s.shard == shard).expect("one of these");
+    let damage = |index: usize, lsn: Lsn, expected: &str, found: &str| {
+        let expected = format!("{expected} at log position {}", lsn.0);
+        Err(Error::corruption(shards[index].dir.join("log"), lsn.0, expected, found))
+    };
+    let cuts = match cut::cuts(&found) {
+        Ok(cuts) => cuts,
+        Err((shard, lsn)) => {
+            let what = "a commit over shards that are there";
+            return damage(index_of(shard), lsn, what, "one over others too");
+        }
+    };
+    for (index, (log, prepared)) in logs.iter().zip(prepared).enumerate() {
+        let cut = cuts[&shards[index].shard];
+        let first = log.parts.iter().zip(&log.seqnos).find(|((lsn, _), _)| *lsn >= cut);
+        let Some(((lsn, _), seqno)) = first.filter(|((lsn, _), _)| *lsn == cut) else { continue };
+        // A flush waits until everything in it is closed.
+        if prepared.state.keyspaces().any(|keyspace| keyspace.flushed_upto >= *seqno) {
+            let what = "a commit over several shards that is in tables of one, and so safe,";
+            return damage(index, *lsn, what, "none of it in another");
+        }
+    }
+    Ok(shards.iter().map(|s| cuts[&s.shard]).collect())
 }
 
 /// Commits the parts, of different shards in ascending order, as one; all are published then, and

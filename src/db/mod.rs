@@ -6,7 +6,8 @@
 //! - `guard`: conditional commits. `once`: idempotent ones.
 //! - `snapshot`: [`Snapshot`], reads as of one moment.
 //! - `stats`: [`Stats`].
-//! - `joint`: several engines as the shards of one database.
+//! - `joint`: several engines as the shards of one database. `cut`: where their recovery ends each
+//!   log.
 //! - `resume`: taking writes again after a failure of the disk.
 //! - `resources`: [`Resources`], what several databases share; `crew`: its threads.
 //! - `engine`: what the handles share. `open`: from a directory to an engine. `aside`: keeping what
@@ -18,11 +19,14 @@ pub(crate) mod aside;
 pub(crate) mod batch;
 pub(crate) mod catalog;
 pub(crate) mod crew;
+pub(crate) mod cut;
 pub(crate) mod engine;
 pub(crate) mod guard;
 pub(crate) mod jobs;
 #[expect(dead_code, reason = "what databases over several shards are built on")]
 pub(crate) mod joint;
+#[cfg(test)]
+mod joint_crash;
 pub(crate) mod keyspace;
 pub(crate) mod once;
 pub(crate) mod open;

@@ -12,6 +12,10 @@
 //! 6. One more record, so that the manifest's first is not its last; then remove what is
 //!    superfluous.
 //!
+//! The shards of a database over several are all locked, and their logs read, before the first of them
+//! is recovered: where a commit over several of them is not whole, their replays end early
+//! ([`crate::db::cut`]).
+//!
 //! In another mode than strict ([`crate::Recovery`]) the log is first read as strictly as ever. Only
 //! if that finds damage, step 4 reads it in that mode; the logs are then kept in `lost` before step
 //! 5, since the damage, and what lies behind it, is in them. Salvage goes on without tables that
@@ -24,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::batch::Operations;
+use crate::batch::{self, Operations, Participant};
 use crate::compaction::picker::flush_cuts;
 use crate::compaction::run::Output;
 use crate::cursor::ValueRef;
@@ -53,7 +57,7 @@ use crate::record::reader::Record;
 use crate::table::{Origin, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
-use crate::write::closing::Member;
+use crate::write::closing::{Member, Rule};
 use crate::write::commit::Pipeline;
 use crate::write::log::Logs;
 
@@ -68,34 +72,30 @@ pub(crate) fn open(
     dir: &Path,
     options: Options,
 ) -> Result<Arc<Engine>> {
-    open_as(fs, resources, dir, options, None)
+    let prepared = prepare(&fs, dir, &options)?;
+    if let Some(shard) = prepared.state.shard() {
+        let what = format!("{} is shard {} of a database over several", dir.display(), shard.0);
+        return Err(Error::invalid(what));
+    }
+    let found = Found::new(prepared);
+    recover(fs, resources, dir, options, found)
 }
 
-/// Opens or creates a shard in `dir`.
-pub(crate) fn open_shard(
-    fs: Arc<dyn Fs>,
-    resources: &Arc<Shared>,
-    dir: &Path,
-    options: Options,
-    member: Member,
-) -> Result<Arc<Engine>> {
-    open_as(fs, resources, dir, options, Some(member))
+/// A database that is locked and of which nothing but the manifest was read.
+pub(crate) struct Prepared {
+    lock: Box<dyn Lock>,
+    pub(crate) state: State,
 }
 
-fn open_as(
-    fs: Arc<dyn Fs>,
-    resources: &Arc<Shared>,
-    dir: &Path,
-    options: Options,
-    member: Option<Member>,
-) -> Result<Arc<Engine>> {
+/// Steps 1 to 3 of the module's comment, but for the tables.
+pub(crate) fn prepare(fs: &Arc<dyn Fs>, dir: &Path, options: &Options) -> Result<Prepared> {
     if options.memory < 1 << 20 {
         return Err(Error::invalid("the memory budget must be at least 1 MiB"));
     }
-    look(&*fs, dir, options.create)?;
+    look(&**fs, dir, options.create)?;
     fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-    let lock = take_lock(&*fs, dir)?;
-    let loaded = load(&fs, dir)?;
+    let lock = take_lock(&**fs, dir)?;
+    let loaded = load(fs, dir)?;
     if loaded.is_none() && !options.create {
         return Err(no_database(dir));
     }
@@ -103,8 +103,48 @@ fn open_as(
         Some(loaded) => loaded.state,
         None => fresh_state()?,
     };
-    let found = Found { lock, state, by_key: false, unused: Vec::new(), member };
-    recover(fs, resources, dir, options, found)
+    Ok(Prepared { lock, state })
+}
+
+/// What the log of a shard holds, as far as the other shards matter for it.
+#[derive(Default)]
+pub(crate) struct JointLog {
+    /// Where it ends.
+    pub end: Lsn,
+    /// Where each part of a joint commit begins, and all its participants.
+    pub parts: Vec<(Lsn, Vec<Participant>)>,
+    /// The first seqno of each.
+    pub seqnos: Vec<SeqNo>,
+}
+
+/// Reads the log of a shard and changes nothing.
+pub(crate) fn read_joint_log(
+    fs: &dyn Fs,
+    dir: &Path,
+    recovery: Recovery,
+    state: &State,
+) -> Result<JointLog> {
+    let names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
+    let files = read_logs(fs, dir, &names)?;
+    let mut replay = replay_of(fs, dir, state);
+    replay.mode = mode_for(recovery, &files, &replay)?;
+    let mut chain = LogChain::new(files, replay)?;
+    let mut found = JointLog::default();
+    while let Some(record) = chain.next()? {
+        if record.kind != RecordKind::Commit {
+            continue;
+        }
+        let participants = batch::participants(record.payload).map_err(|e| {
+            let expected = format!("a commit at log position {}", record.lsn.0);
+            Error::corruption(dir.join("log"), record.lsn.0, expected, e.0)
+        })?;
+        if let Some(participants) = participants {
+            found.parts.push((record.lsn, participants));
+            found.seqnos.push(record.seqno);
+        }
+    }
+    found.end = chain.finish().end;
+    Ok(found)
 }
 
 /// What a recovery begins with.
@@ -120,6 +160,16 @@ pub(crate) struct Found {
     pub(crate) unused: Vec<String>,
     /// Of a shard: what it shares with the others.
     pub(crate) member: Option<Member>,
+    /// Commits whose records begin here or later are given up: not all shards have them.
+    pub(crate) cut: Lsn,
+}
+
+impl Found {
+    /// What an ordinary recovery begins with.
+    pub(crate) fn new(Prepared { lock, state }: Prepared) -> Found {
+        let (by_key, unused, member, cut) = (false, Vec::new(), None, Lsn(u64::MAX));
+        Found { lock, state, by_key, unused, member, cut }
+    }
 }
 
 /// Steps 3 to 6 of the module's comment.
@@ -130,11 +180,13 @@ pub(crate) fn recover(
     options: Options,
     found: Found,
 ) -> Result<Arc<Engine>> {
-    let Found { lock, mut state, by_key, unused, member } = found;
+    let Found { lock, mut state, by_key, unused, member, cut } = found;
     let mut recovery = Recovering::new(fs, dir, options, resources.clone(), &state)?;
     recovery.by_key = by_key;
     recovery.unused.extend(unused);
+    recovery.edit.shard = member.as_ref().map(|member| member.shard);
     recovery.member = member;
+    recovery.cut = cut;
     recovery.replay(&state)?;
     let next_seqno = recovery.next_seqno(&state);
     let first_lsn = recovery.first_free_lsn(state.replay_from());
@@ -142,6 +194,11 @@ pub(crate) fn recover(
     // A refused commit may have extended the old lease further than the numbers that were used.
     let lease = lease.max(state.seqno_lease());
     recovery.edit.replay_from = Some(first_lsn);
+    let given_up = recovery.read_upto.min(first_lsn);
+    let says = |member: &Member| member.joints.keeps(Rule::Void);
+    if recovery.member.as_ref().is_some_and(says) && given_up < first_lsn {
+        recovery.edit.voids = vec![(given_up, first_lsn)];
+    }
     recovery.edit.seqno_lease = Some(lease);
     recovery.finish(&mut state, lock, next_seqno, first_lsn)
 }
@@ -237,6 +294,10 @@ struct Recovering<'a> {
     unused: Vec<String>,
     losses: Vec<Loss>,
     member: Option<Member>,
+    /// See [`Found`].
+    cut: Lsn,
+    /// Where the part of the log ends that was replayed.
+    read_upto: Lsn,
 }
 
 /// A keyspace that is being recovered.
@@ -280,6 +341,8 @@ impl<'a> Recovering<'a> {
             unused: Vec::new(),
             losses: Vec::new(),
             member: None,
+            cut: Lsn(u64::MAX),
+            read_upto: Lsn(0),
         };
         for keyspace in state.keyspaces() {
             let recovered = recovery.open_keyspace(keyspace)?;
@@ -361,7 +424,7 @@ impl<'a> Recovering<'a> {
 
     /// Replays the log into memtables and tables.
     fn replay(&mut self, state: &State) -> Result<()> {
-        let files = self.read_logs()?;
+        let files = read_logs(&*self.fs, self.dir, &self.names)?;
         for log in &files {
             if let Ok(header) = FileHeader::decode(&log.bytes, FileKind::Log, &log.path) {
                 // Exactly its end, not beyond: the reader asks of a log that it reaches to where
@@ -373,14 +436,7 @@ impl<'a> Recovering<'a> {
         }
         let needed = files.iter().filter(|log| log.number >= state.replay_log());
         self.logs = needed.map(|log| log.number).collect();
-        let mut replay = Replay {
-            dir: self.dir.to_path_buf(),
-            from: state.replay_from(),
-            from_log: state.replay_log(),
-            durable: Lsn(0),
-            boot_id: self.fs.boot_id(),
-            mode: Mode::Strict,
-        };
+        let mut replay = replay_of(&*self.fs, self.dir, state);
         replay.mode = mode_for(self.options.recovery, &files, &replay)?;
         let mode = replay.mode;
         if mode != Mode::Strict {
@@ -390,7 +446,7 @@ impl<'a> Recovering<'a> {
         let mut breaks = 0;
         while let Some(record) = chain.next()? {
             let before = self.last_seqno;
-            if record.kind == RecordKind::Commit {
+            if record.kind == RecordKind::Commit && record.lsn < self.cut {
                 self.replay_commit(&record, state, mode)?;
             }
             let upto = Some(record.seqno.0.saturating_sub(1));
@@ -408,6 +464,7 @@ impl<'a> Recovering<'a> {
             self.check_prefix(state, cut)?;
         }
         self.logs_end = self.logs_end.max(end);
+        self.read_upto = end.min(self.cut);
         self.flush_all()
     }
 
@@ -435,20 +492,6 @@ impl<'a> Recovering<'a> {
             }
             _ => Ok(()),
         }
-    }
-
-    fn read_logs(&self) -> Result<Vec<LogFile>> {
-        let mut files = Vec::new();
-        for name in &self.names {
-            let Some((FileKind::Log, number)) = file::parse_name(name) else { continue };
-            let path = self.dir.join(name);
-            let opened = self.fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
-            // Before it is mapped: pages that are present count as data.
-            let zeros_from = opened.zeros_from().map_err(|e| Error::io("seek in", &path, e))?;
-            let bytes = opened.map().map_err(|e| Error::io("map", &path, e))?;
-            files.push(LogFile { path, number, bytes, zeros_from });
-        }
-        Ok(files)
     }
 
     /// True if the tables have a version of this key that is not older.
@@ -647,6 +690,33 @@ impl<'a> Recovering<'a> {
                 let _ = self.fs.remove(&path);
             }
         }
+    }
+}
+
+/// The log files among these names.
+fn read_logs(fs: &dyn Fs, dir: &Path, names: &[String]) -> Result<Vec<LogFile>> {
+    let mut files = Vec::new();
+    for name in names {
+        let Some((FileKind::Log, number)) = file::parse_name(name) else { continue };
+        let path = dir.join(name);
+        let opened = fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
+        // Before it is mapped: pages that are present count as data.
+        let zeros_from = opened.zeros_from().map_err(|e| Error::io("seek in", &path, e))?;
+        let bytes = opened.map().map_err(|e| Error::io("map", &path, e))?;
+        files.push(LogFile { path, number, bytes, zeros_from });
+    }
+    Ok(files)
+}
+
+/// What of the log is to be replayed on this state, strictly.
+fn replay_of(fs: &dyn Fs, dir: &Path, state: &State) -> Replay {
+    Replay {
+        dir: dir.to_path_buf(),
+        from: state.replay_from(),
+        from_log: state.replay_log(),
+        durable: Lsn(0),
+        boot_id: fs.boot_id(),
+        mode: Mode::Strict,
     }
 }
 

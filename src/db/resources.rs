@@ -175,6 +175,7 @@ impl Resources {
         }
         shared.crew.join(engine);
         shared.set_measure_shift();
+        shared.fit_cache();
         Ok(())
     }
 

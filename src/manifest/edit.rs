@@ -22,6 +22,12 @@
 //!  10  clean close: last seqno used, varint
 //!  11  log file in which the replay begins: number, varint
 //!  12  merge operator given: keyspace varint, name (varint length, UTF-8); any number of times
+//!  13  shard of a database over several: number varint
+//!  14  void: LSN varint, LSN varint; the log from the first up to the second was given up, and so was
+//!      every part of a commit across shards that began there; any number of times
+//!  15  voids settled: nothing; no shard has a record any more that names one of those before
+//!
+//! 13 to 15 occur only where the manifest's header has the feature bit of a shard (file.rs).
 //! ```
 //!
 //! Unknown tags are refused below 128 and skipped from 128 on. A newer version that adds one
@@ -31,7 +37,7 @@
 //! Worked example: replay from LSN 300, next file 7: `06 02 ac 02  08 01 07`.
 
 use crate::coding::{DecodeError, Decoded, Decoder, put_bytes, put_varint};
-use crate::file::{FileNumber, Lsn};
+use crate::file::{FileNumber, Lsn, ShardNumber};
 use crate::key::{KeyspaceId, SeqNo};
 use crate::table::TableFacts;
 
@@ -60,6 +66,12 @@ pub(crate) struct Edit {
     pub next_file: Option<FileNumber>,
     /// No keyspace id from this one on has been given out.
     pub next_keyspace: Option<KeyspaceId>,
+    /// The database is this shard of one over several.
+    pub shard: Option<ShardNumber>,
+    /// Voids of before are of no interest any more. They go before those come that are new.
+    pub voids_settled: bool,
+    /// Parts of the log, from one LSN up to another, that were given up.
+    pub voids: Vec<(Lsn, Lsn)>,
     /// The database was closed, everything flushed, with this as the last seqno used. Holds
     /// until the next edit.
     pub clean_close: Option<SeqNo>,
@@ -114,6 +126,9 @@ mod tag {
     pub(super) const CLEAN_CLOSE: u8 = 10;
     pub(super) const REPLAY_LOG: u8 = 11;
     pub(super) const OPERATOR_GIVEN: u8 = 12;
+    pub(super) const SHARD: u8 = 13;
+    pub(super) const VOID: u8 = 14;
+    pub(super) const VOIDS_SETTLED: u8 = 15;
     pub(super) const SKIPPABLE: u8 = 128;
 }
 
@@ -151,6 +166,16 @@ impl Edit {
         fields.put_number(tag::NEXT_FILE, self.next_file.map(|number| number.0));
         fields.put_number(tag::NEXT_KEYSPACE, self.next_keyspace.map(|id| u64::from(id.0)));
         fields.put_number(tag::CLEAN_CLOSE, self.clean_close.map(|seqno| seqno.0));
+        fields.put_number(tag::SHARD, self.shard.map(|shard| u64::from(shard.0)));
+        for (from, to) in &self.voids {
+            fields.put(tag::VOID, |out| {
+                put_varint(out, from.0);
+                put_varint(out, to.0);
+            });
+        }
+        if self.voids_settled {
+            fields.put(tag::VOIDS_SETTLED, |_| {});
+        }
     }
 
     /// Reads an edit.
@@ -182,6 +207,10 @@ impl Edit {
             tag::NEXT_FILE => set_once(&mut self.next_file, FileNumber(field.varint()?))?,
             tag::NEXT_KEYSPACE => set_once(&mut self.next_keyspace, keyspace_id(field)?)?,
             tag::CLEAN_CLOSE => set_once(&mut self.clean_close, seqno(field)?)?,
+            tag::SHARD => set_once(&mut self.shard, ShardNumber(field.varint_u32()?))?,
+            tag::VOID => self.voids.push((Lsn(field.varint()?), Lsn(field.varint()?))),
+            tag::VOIDS_SETTLED if self.voids_settled => return Err(DecodeError("a field twice")),
+            tag::VOIDS_SETTLED => self.voids_settled = true,
             _ => return Err(DecodeError("a field of an unknown tag")),
         }
         Ok(())
@@ -343,6 +372,9 @@ pub(crate) mod tests {
             seqno_lease: Some(SeqNo::MAX),
             next_file: Some(FileNumber(12)),
             next_keyspace: Some(KeyspaceId(6)),
+            shard: Some(ShardNumber(7)),
+            voids_settled: true,
+            voids: vec![(Lsn(8), Lsn(16)), (Lsn(300), Lsn(1 << 40))],
             clean_close: Some(SeqNo(7)),
         }
     }
@@ -391,6 +423,9 @@ pub(crate) mod tests {
             edit.next_file = rng.bool().then(|| FileNumber(rng.u64(..)));
             edit.next_keyspace = rng.bool().then(|| KeyspaceId(rng.u32(..)));
             edit.clean_close = rng.bool().then(|| SeqNo(rng.u64(..=SeqNo::MAX.0)));
+            edit.shard = rng.bool().then(|| ShardNumber(rng.u32(..)));
+            edit.voids.truncate(rng.usize(..3));
+            edit.voids_settled = rng.bool();
             assert_eq!(Edit::decode(&encoded(&edit)), Ok(edit));
         }
     }
@@ -415,7 +450,8 @@ pub(crate) mod tests {
         let refuse = |bytes: &[u8], why| {
             assert_eq!(Edit::decode(bytes).unwrap_err().0, why, "{bytes:?}");
         };
-        refuse(&[13, 0], "a field of an unknown tag");
+        refuse(&[16, 0], "a field of an unknown tag");
+        refuse(&[15, 0, 15, 0], "a field twice");
         refuse(&[0, 0], "a field of an unknown tag");
         refuse(&[2, 2, 1, 1], "bytes left over");
         refuse(&[2, 0], "varint without an end");

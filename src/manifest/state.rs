@@ -5,13 +5,15 @@
 //!   at most `seqno_lease`. None of the three goes back, nor does `replay_from` or a keyspace's
 //!   `flushed_upto`: what was given out once is never given out again, not even over two crashes.
 //! - A keyspace's id was never used before; its name is its own among those that exist.
+//! - A shard stays the one it is. Its voids rise, apart from each other, and end at most where the
+//!   replay begins: what was given up is never read again.
 //! - A table is in one place. Tables of a run are sorted and share no user key. Levels below 0
 //!   have run 0 only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::file::{FileNumber, Lsn};
+use crate::file::{FileNumber, Lsn, ShardNumber};
 use crate::key::{KeyspaceId, SeqNo};
 use crate::manifest::edit::{Edit, KeyspaceFacts, TableAdded, TableRemoved};
 use crate::table::TableFacts;
@@ -29,6 +31,8 @@ pub(crate) struct State {
     next_file: FileNumber,
     next_keyspace: KeyspaceId,
     clean_close: Option<SeqNo>,
+    shard: Option<ShardNumber>,
+    voids: Vec<(Lsn, Lsn)>,
 }
 
 /// A keyspace that exists.
@@ -83,6 +87,7 @@ impl State {
         for &(id, seqno) in &edit.flushed_upto {
             self.flush(id, seqno)?;
         }
+        self.apply_shard(edit)?;
         self.clean_close = edit.clean_close;
         if self.clean_close > Some(self.seqno_lease) {
             return misfit!("closed at a seqno beyond the lease");
@@ -112,6 +117,9 @@ impl State {
             seqno_lease: Some(self.seqno_lease),
             next_file: Some(self.next_file),
             next_keyspace: Some(self.next_keyspace),
+            shard: self.shard,
+            voids_settled: false,
+            voids: self.voids.clone(),
             clean_close: None,
         }
     }
@@ -177,6 +185,19 @@ impl State {
         self.clean_close
     }
 
+    /// Which shard of a database over several it is, if it is one.
+    #[must_use]
+    pub(crate) fn shard(&self) -> Option<ShardNumber> {
+        self.shard
+    }
+
+    /// True if this position of the log, before the replay begins, was given up and may still be
+    /// named by another shard.
+    #[must_use]
+    pub(crate) fn is_void(&self, lsn: Lsn) -> bool {
+        self.voids.iter().any(|(from, to)| (*from..*to).contains(&lsn))
+    }
+
     /// Verifies the invariants of the module's comment.
     pub(crate) fn check(&self) -> Result<(), Misfit> {
         let mut names = BTreeSet::new();
@@ -229,6 +250,28 @@ impl State {
         raise(&mut self.seqno_lease, edit.seqno_lease, "the lease of seqnos")?;
         raise(&mut self.next_file, edit.next_file, "the next file number")?;
         raise(&mut self.next_keyspace, edit.next_keyspace, "the next keyspace id")
+    }
+
+    fn apply_shard(&mut self, edit: &Edit) -> Result<(), Misfit> {
+        if let Some(shard) = edit.shard
+            && *self.shard.get_or_insert(shard) != shard
+        {
+            return misfit!("{:?} becomes {shard:?}", self.shard);
+        }
+        if edit.voids_settled {
+            self.voids.clear();
+        }
+        for &(from, to) in &edit.voids {
+            let end = self.voids.last().map_or(Lsn(0), |(_, end)| *end);
+            if from < end || to < from || to > self.replay_from || self.shard.is_none() {
+                return misfit!("a void from {from:?} to {to:?}");
+            }
+            match self.voids.last_mut() {
+                Some((_, end)) if *end == from => *end = to,
+                _ => self.voids.push((from, to)),
+            }
+        }
+        Ok(())
     }
 
     fn create(&mut self, facts: &KeyspaceFacts, first_new: KeyspaceId) -> Result<(), Misfit> {
@@ -414,6 +457,32 @@ pub(crate) mod tests {
         assert_eq!(state.keyspace(KeyspaceId(1)).unwrap().flushed_upto, SeqNo(31));
         state.apply(&Edit::default()).unwrap();
         assert_eq!(state.clean_close(), None, "holds until the next edit");
+    }
+
+    #[test]
+    fn voids_add_up_until_they_are_settled() {
+        let mut state = populated();
+        let void = |from, to| Edit { voids: vec![(Lsn(from), Lsn(to))], ..Edit::default() };
+        assert!(state.clone().apply(&void(8, 16)).is_err(), "of no shard");
+        let shard = |number| Edit { shard: Some(ShardNumber(number)), ..Edit::default() };
+        state.apply(&shard(3)).unwrap();
+        assert!(state.clone().apply(&shard(4)).is_err());
+        for edit in [void(8, 16), void(16, 24), void(100, 200)] {
+            state.apply(&edit).unwrap();
+        }
+        let is_void = |state: &State, lsn| state.is_void(Lsn(lsn));
+        assert_eq!(
+            [0, 8, 16, 24, 100, 200].map(|lsn| is_void(&state, lsn)),
+            [false, true, true, false, true, false]
+        );
+        for edit in [void(150, 300), void(300, 299), void(792, 808)] {
+            assert!(state.clone().apply(&edit).is_err(), "{edit:?}");
+        }
+        let mut again = State::default();
+        again.apply(&state.to_edit()).unwrap();
+        assert_eq!(again, state);
+        state.apply(&Edit { voids_settled: true, ..void(300, 400) }).unwrap();
+        assert!(!is_void(&state, 100) && is_void(&state, 300));
     }
 
     #[test]

@@ -55,7 +55,10 @@ impl ManifestWriter {
         state: &State,
     ) -> Result<ManifestWriter> {
         let path = FileKind::Manifest.path(dir, number);
-        let header = FileHeader::new(FileKind::Manifest, FileId(fs.random_id()), number);
+        let mut header = FileHeader::new(FileKind::Manifest, FileId(fs.random_id()), number);
+        if state.shard().is_some() {
+            header.incompatible |= file::feature::SHARD;
+        }
         let checksum = Checksum::new(header.id);
         let mut bytes = header.encode().to_vec();
         put_edit(&mut bytes, checksum, Lsn(0), 0, &state.to_edit());

@@ -456,7 +456,7 @@ impl Repair<'_> {
         let mut state = State::default();
         state.apply(&edit).map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
         let (by_key, unused) = (plan.by_key, self.report.moved.clone());
-        let found = Found { lock, state, by_key, unused, member: None };
+        let found = Found { lock, state, by_key, unused, member: None, cut: Lsn(u64::MAX) };
         // Nothing runs in it, and it is dropped at once: what was wanted are its files.
         let resources = Resources::of(Runtime::threads(), &self.options);
         let options = self.options.clone();

@@ -45,6 +45,8 @@ pub(crate) struct Joints {
     /// How many joint commits are not closed: who reads 0 need not look at the list.
     unclosed_count: AtomicU64,
     state: Mutex<State>,
+    #[cfg(test)]
+    left_out: Option<Rule>,
 }
 
 #[derive(Default)]
@@ -85,6 +87,23 @@ pub(crate) trait Peer: Send + Sync {
     fn held_back(&self, error: &Error);
 }
 
+/// A rule of joint commits, which a test may leave out to see that others notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Nothing is durable before what holds it back is closed.
+    Closed,
+    /// A flush waits for what it holds to be closed.
+    Flush,
+    /// Parts are published after everything before all of them.
+    First,
+    /// Parts are published under the gate.
+    Gate,
+    /// A recovery cuts what is not whole.
+    Cut,
+    /// A recovery says what it gave up.
+    Void,
+}
+
 /// A shard's own end of [`Joints`].
 #[derive(Clone)]
 pub(crate) struct Member {
@@ -115,11 +134,32 @@ impl Default for Joints {
             gate: Mutex::new(()),
             unclosed_count: AtomicU64::new(0),
             state: Mutex::new(State::default()),
+            #[cfg(test)]
+            left_out: None,
         }
     }
 }
 
 impl Joints {
+    /// All rules but one.
+    #[cfg(test)]
+    pub fn without(rule: Option<Rule>) -> Joints {
+        Joints { left_out: rule, ..Joints::default() }
+    }
+
+    /// True, but in a test that leaves the rule out.
+    #[inline]
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "a test has rules left out"))]
+    pub fn keeps(&self, rule: Rule) -> bool {
+        #[cfg(test)]
+        return self.left_out != Some(rule);
+        #[cfg(not(test))]
+        {
+            let _ = rule;
+            true
+        }
+    }
+
     /// Adds a shard that is open from now on.
     pub fn join(&self, shard: ShardNumber, peer: Weak<dyn Peer>) {
         let before = self.state.lock().shards.insert(shard, Shard { peer, failure: None });
@@ -152,7 +192,7 @@ impl Joints {
     /// Who reads that all are closed may take `stable` for durable without a look at the list: a
     /// joint commit before it is published, so it was taken into the list before that.
     pub fn settle(&self, shard: ShardNumber, peer: &dyn Peer) {
-        if self.unclosed_count.load(Ordering::Acquire) == 0 {
+        if self.unclosed_count.load(Ordering::Acquire) == 0 || !self.keeps(Rule::Closed) {
             peer.raise_durable(peer.stable());
             return;
         }
@@ -192,6 +232,7 @@ impl Joints {
 
     fn has_unclosed_before(&self, shard: ShardNumber, lsn: Lsn) -> bool {
         self.unclosed_count.load(Ordering::Acquire) > 0
+            && self.keeps(Rule::Flush)
             && self.state.lock().first_unclosed(shard).is_some_and(|first| first < lsn)
     }
 

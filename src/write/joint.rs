@@ -20,9 +20,9 @@ use crate::batch::{Participant, Payload};
 use crate::error::{DegradedCause, Error, Result};
 use crate::file::ShardNumber;
 use crate::key::SeqNo;
-use crate::runtime::MutexGuard;
+use crate::runtime::{MutexGuard, yield_point};
 use crate::tree::Tree;
-use crate::write::closing::{Extent, Joints};
+use crate::write::closing::{Extent, Joints, Rule};
 use crate::write::commit::{CommitState, Memtables, Pipeline, Placed, Supplies};
 use crate::write::ring::Place;
 use crate::write::stamps::{Check, Stripes};
@@ -71,14 +71,13 @@ pub(crate) fn submit(
             insert(index, placed.first_seqno, &placed.memtables, commit.bytes());
         }
     }
-    if let Err(error) = wait_first(parts, &placed) {
+    if joints.keeps(Rule::First)
+        && let Err(error) = wait_first(parts, &placed)
+    {
         abandon(parts, &placed, &error);
         return Err(error);
     }
-    let _gate = joints.gate();
-    for (part, placed) in writers(parts, &placed) {
-        part.pipeline.ring.finish_first(placed.place);
-    }
+    publish(joints, parts, &placed);
     Ok(Some(places))
 }
 
@@ -160,6 +159,19 @@ fn wait_first(parts: &[Part<'_>], placed: &[Option<Placed>]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Publishes all parts, everything before which is published.
+fn publish(joints: &Joints, parts: &[Part<'_>], placed: &[Option<Placed>]) {
+    let _gate = joints.keeps(Rule::Gate).then(|| joints.gate());
+    for (part, placed) in writers(parts, placed) {
+        if joints.keeps(Rule::First) {
+            part.pipeline.ring.finish_first(placed.place);
+        } else {
+            part.pipeline.ring.finish(placed.place);
+        }
+        yield_point();
+    }
 }
 
 /// Publishes none of the parts, and nothing after any.

@@ -107,7 +107,7 @@ fn stalled(db: &Db) -> Duration {
 fn beside_a_hot_one(threads: usize) {
     let shared = Shared::new(threads);
     let (hot, quiet) = (shared.open("hot"), shared.open("quiet"));
-    let done = Duration::from_secs(6);
+    let done = Duration::from_secs(2);
     let (tasks, count) = shared.drive(&hot, 4, done);
     let (runtime, db) = (shared.runtime.clone(), quiet.clone());
     let slowest = Arc::new(Mutex::new([Duration::ZERO; 2]));
@@ -122,7 +122,7 @@ fn beside_a_hot_one(threads: usize) {
                 number += 1;
             }
             let put = runtime.now();
-            if put > Duration::from_secs(1) {
+            if put > Duration::from_millis(500) {
                 db.flush().unwrap();
             }
             let mut slowest = seen.lock().unwrap();
@@ -141,8 +141,8 @@ fn beside_a_hot_one(threads: usize) {
         stalled(&hot),
         hot.stats().compaction_count,
     );
-    assert!(stalled(&hot) > Duration::from_secs(1), "the hot one was not overloaded");
-    assert!(hot.stats().compaction_count > 20, "there was nothing to be starved by");
+    assert!(stalled(&hot) > Duration::from_millis(500), "the hot one was not overloaded");
+    assert!(hot.stats().compaction_count > 10, "there was nothing to be starved by");
     assert_eq!(stalled(&quiet), Duration::ZERO);
     assert!(puts < Duration::from_millis(5), "ten puts took {puts:?}");
     // A flush of the hot one may be before it: half a memtable takes 13 ms to write.
@@ -165,7 +165,7 @@ fn nor_does_it_with_a_single_thread() {
 fn eight_databases_under_load_keep_to_one_budget() {
     let shared = Shared::new(2);
     let all: Vec<Db> = (0..8).map(|number| shared.open(&number.to_string())).collect();
-    let done = Duration::from_secs(6);
+    let done = Duration::from_secs(2);
     // All under load at first; then one more and more, while others end.
     let mut tasks = Vec::new();
     let mut counts = Vec::new();
@@ -185,18 +185,18 @@ fn eight_databases_under_load_keep_to_one_budget() {
             let mut most = most.lock().unwrap();
             *most = (most.0.max(memory.memtables), most.1.max(memory.total()));
             drop(most);
-            runtime.sleep(Duration::from_millis(1));
+            runtime.sleep(Duration::from_millis(5));
         }
     }));
     tasks.into_iter().for_each(Task::join);
     let (memtables, total) = *seen.lock().unwrap();
     let counts: Vec<u64> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
     println!("memtables up to {memtables}, all of it up to {total}; records {counts:?}");
-    assert!(all.iter().map(stalled).sum::<Duration>() > Duration::from_secs(2), "no overload");
+    assert!(all.iter().map(stalled).sum::<Duration>() > Duration::from_secs(1), "no overload");
     assert!(memtables <= (MEMORY / 2 + MEMORY / 8) as u64, "memtables of {memtables} bytes");
     assert!(total <= MEMORY as u64, "{total} bytes");
     // Those with one writer had the same share of the time when all were there.
-    assert!(counts.iter().all(|count| *count > 300), "{counts:?}");
+    assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
     for db in all {
         db.close().unwrap();
     }
