@@ -133,6 +133,16 @@ fn coalescing(criterion: &mut Criterion) {
             }
         });
     });
+    let mut options = CoalescerOptions::default();
+    options.queue = Some("views".to_string());
+    let kept = Coalescer::new(&db, &counters, options).unwrap();
+    group.bench_function("add to a coalescer with a queue", |bencher| {
+        bencher.iter(|| {
+            for _ in 0..KEYS {
+                kept.add(keys[random.usize(..keys.len())], 1).unwrap();
+            }
+        });
+    });
 }
 
 /// Events of 100 bytes: accepted, and drained beside the same puts in plain batches.

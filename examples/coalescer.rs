@@ -30,5 +30,14 @@ pub fn main() -> esker::Result<()> {
     let bytes = db.stats().user_bytes;
     assert!(bytes < 100_000, "far less than one write a view");
     println!("{} views were written as {bytes} bytes", THREADS * VIEWS);
+    drop(views);
+
+    // Where no crash may cost a view: each is kept in the log of a queue until it is written.
+    let mut options = CoalescerOptions::default();
+    options.queue = Some("views".to_string());
+    let views = Coalescer::new(&db, &counters, options)?;
+    views.add("article:42", 1)?;
+    let shown = views.get("article:42")?.and_then(|value| Counter::decode(&value));
+    assert_eq!(shown, Some(THREADS * VIEWS + 1));
     Ok(())
 }

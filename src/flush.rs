@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::compaction::run::{Cuts, Output, write_tables};
 use crate::compaction::survive::{Below, Survivors};
+use crate::cursor::Cursor;
 use crate::cursor::merge::MergeCursor;
 use crate::cursor::upto::Upto;
 use crate::error::Result;
@@ -30,7 +31,20 @@ pub(crate) fn flush<'a>(
 ) -> Result<Vec<TableFacts>> {
     let entries = |memtable: &Arc<Memtable>| Upto::new(memtable.cursor(), upto);
     let merged = MergeCursor::new(memtables.map(entries).collect());
-    let below = Below::anything();
-    let mut survivors = Survivors::new(merged, snapshots, below, operator)?;
+    flush_sorted(merged, snapshots, operator, cuts, output)
+}
+
+/// Writes the entries of a cursor that survive as tables, as [`flush`] does.
+///
+/// # Errors
+/// As [`flush`].
+pub(crate) fn flush_sorted(
+    entries: impl Cursor,
+    snapshots: Vec<SeqNo>,
+    operator: Option<Arc<dyn MergeOperator>>,
+    cuts: Cuts,
+    output: &Output<'_>,
+) -> Result<Vec<TableFacts>> {
+    let mut survivors = Survivors::new(entries, snapshots, Below::anything(), operator)?;
     write_tables(&mut survivors, cuts, output)
 }

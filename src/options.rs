@@ -131,7 +131,8 @@ pub struct Options {
     pub filter: Filter,
     /// How tables are read. Default mapped.
     pub read_mode: ReadMode,
-    /// Bytes after which a table is closed and the next begun. Default 32 MiB.
+    /// Bytes after which a table is closed and the next begun; an eighth of `memory` at most. Default
+    /// 32 MiB.
     pub table_bytes: usize,
     /// Create the database if the directory has none. Default true.
     pub create: bool,
@@ -227,7 +228,8 @@ impl Limits {
             log_bytes: (memtable_bytes as u64).clamp(1 << 20, 64 << 20),
             logs_bytes_max: (memory as u64 * 2).max(64 << 20),
             block_bytes: 4 << 10,
-            table_bytes,
+            // What a compaction needs, for its filter above all, grows with the table that it writes.
+            table_bytes: table_bytes.min((memory / 8).max(1 << 20)),
             cache_bytes: memory / 4,
             level0_runs: 4,
             level0_runs_max: 24,

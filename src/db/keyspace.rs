@@ -204,7 +204,9 @@ impl Keyspace {
         self.engine().get(&self.tree, key.as_ref())
     }
 
-    /// Calls `f` with the value of a key, in place: neither copied nor reference-counted.
+    /// Calls `f` with the value of a key, in place: neither copied nor reference-counted. `f` runs with
+    /// no lock held and may call the database; if it panics, that goes on to the caller, and does
+    /// the database no harm.
     ///
     /// # Errors
     /// As [`Keyspace::get`].
@@ -237,7 +239,8 @@ impl Keyspace {
 
     /// The keys of a range with their values, from both ends, as of now.
     ///
-    /// `db.range("a".."m")`, `db.range("k"..)`, `db.range::<&str>(..)`.
+    /// `db.range("a".."m")`, `db.range("k"..)`, `db.range::<&str>(..)`, and, with any bounds,
+    /// `db.range::<&str>((Bound::Excluded("a"), Bound::Unbounded))`.
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Iter {
         self.scan(KeyRange::new(range))
     }

@@ -3,14 +3,16 @@
 //! - `mod`: [`Db`], opening and closing.
 //! - `keyspace`: [`Keyspace`], the verbs of one keyspace.
 //! - `batch`: [`Batch`], atomic commits.
-//! - `guard`: conditional commits. `once`: idempotent ones.
+//! - `guard`: conditional commits. `once`: idempotent ones, with `recent`, a filter
+//!   of their tokens.
 //! - `snapshot`: [`Snapshot`], reads as of one moment.
 //! - `stats`: [`Stats`].
 //! - `joint`: several engines as the shards of one database. `cut`: where their recovery ends each
 //!   log.
 //! - `resume`: taking writes again after a failure of the disk.
 //! - `resources`: [`Resources`], what several databases share; `crew`: its threads.
-//! - `engine`: what the handles share. `open`: from a directory to an engine. `aside`: keeping what
+//! - `engine`: what the handles share. `open`: from a directory to an engine. `replayed`: what it
+//!   reads of the log. `aside`: keeping what
 //!   a salvage goes on without. `catalog`: the
 //!   manifest in use. `worker`: what there is to do in the background. `jobs`: how it is done. `view_model`: what readers see
 //!   while views are replaced, in schedules that shuttle tries.
@@ -30,6 +32,8 @@ mod joint_crash;
 pub(crate) mod keyspace;
 pub(crate) mod once;
 pub(crate) mod open;
+pub(crate) mod recent;
+pub(crate) mod replayed;
 pub(crate) mod resources;
 pub(crate) mod resume;
 pub(crate) mod snapshot;

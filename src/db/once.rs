@@ -22,6 +22,10 @@
 //! waits until that is published, looks again and finds its token. Nothing is latched, so events
 //! that are not the same never wait for each other.
 //!
+//! Nearly every event is new. That is seen by a filter in memory that knows every token since some
+//! number ([`crate::db::recent`]): only where a token is older than that, or the filter says perhaps,
+//! its key is read.
+//!
 //! # How tokens end
 //! A token is dead once its sequence number is not above the watermark "dead upto", the larger one
 //! of its source and of the whole window. Watermarks are persisted in commits like any other, and
@@ -48,12 +52,13 @@ use crate::coding::{DecodeError, Decoded, Decoder, put_varint};
 use crate::db::engine::Engine;
 use crate::db::guard::Guard;
 use crate::db::keyspace::KeyspaceOptions;
+use crate::db::recent::{Noting, Recent};
 use crate::error::{Error, Result};
 use crate::key::{self, SeqNo};
 use crate::options::TokenWindow;
 use crate::read::get::newest_with;
 use crate::runtime::{Mutex, MutexGuard};
-use crate::table::TableFacts;
+use crate::table::{Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::write::pressure::Patience;
 use crate::write::ring::Place;
@@ -78,6 +83,10 @@ const AGE_STEP_MS: u64 = 60_000;
 /// is put out begins to count anew at its last mark.
 const SHARD_SOURCES_MAX: usize = 4096;
 const SHARDS: usize = 16;
+
+/// What part of the memory budget the filter of recent tokens takes: with 256 MiB it knows the last
+/// one to two million.
+const RECENT_SHARE: usize = 64;
 
 /// Names an event, for [`Batch::commit_once`](crate::Batch::commit_once): who made it, and which of
 /// its events it is.
@@ -188,6 +197,9 @@ struct Opened {
     opened_at_ms: u64,
     age_ms: u64,
     clock: Window,
+    recent: Recent,
+    /// Up to here all tokens were in tables when these keyspaces were opened.
+    in_tables_upto: SeqNo,
     shards: [Mutex<Sources>; SHARDS],
 }
 
@@ -352,6 +364,11 @@ impl Tokens {
         })
     }
 
+    /// Bytes of memory of the filter of recent tokens.
+    pub fn recent_bytes(&self) -> usize {
+        self.opened.get().map_or(0, |opened| opened.recent.bytes())
+    }
+
     fn time_span_ms(&self) -> u64 {
         u64::try_from(self.window.time.as_millis()).unwrap_or(u64::MAX).max(1)
     }
@@ -370,6 +387,21 @@ impl Opened {
     fn known_dead_upto(&self, name: &[u8]) -> SeqNo {
         let shard = self.shards[key::hash(name) as usize % SHARDS].lock();
         shard.get(name).map_or(SeqNo::ZERO, |source| source.window.dead_upto())
+    }
+
+    /// True if there may be a token of this key that is too old for the filter of recent ones.
+    fn may_have_older(&self, key: &[u8], hash: u64, recent: &Noting<'_>) -> bool {
+        let since = recent.since();
+        if since == SeqNo::ZERO {
+            return false;
+        }
+        let view = self.tokens.view();
+        // Memtables are flushed in the order of their numbers: if a table reaches so far, no
+        // memtable has anything older.
+        let is_flushed = since <= self.in_tables_upto
+            || view.version.tables().any(|(_, table)| table.facts().seqno_max >= since);
+        let has_older = |table: &Table| table.facts().seqno_min <= since && table.may_contain(hash);
+        !is_flushed || view.version.runs().any(|(_, run)| run.candidate(key).is_some_and(has_older))
     }
 
     fn age_ms(&self, engine: &Engine) -> u64 {
@@ -414,7 +446,11 @@ impl Engine {
         let age_ms = marks.position;
         let clock = Window::new(span, step, marks);
         let (opened_at_ms, shards) = (now_ms(self), Default::default());
-        let opened = Opened { tokens, sources, opened_at_ms, age_ms, clock, shards };
+        // Nobody commits tokens yet, and an open leaves nothing in memtables.
+        let in_tables_upto = self.pipeline.ring.visible();
+        let recent = Recent::new(self.options.memory / RECENT_SHARE, in_tables_upto);
+        let opened =
+            Opened { tokens, sources, opened_at_ms, age_ms, clock, recent, in_tables_upto, shards };
         Ok(self.tokens.opened.get_or_init(|| opened))
     }
 
@@ -481,14 +517,24 @@ impl Engine {
             all.push(&opened.sources);
         }
         let stripe = Stripe::of(opened.tokens.id, &key);
+        let hash = key::hash(&key);
+        let noting = opened.recent.noting();
+        let mut is_noted = false;
         let written = self.write_checked(builder, &all, *patience, |check: &mut Check| {
             let of_source = source.as_ref().map_or(SeqNo::ZERO, |source| source.window.dead_upto());
             let dead_upto = opened.clock.dead_upto().max(of_source);
-            let (view, reading) = self.pin(&opened.tokens);
-            let now = reading.seqno;
-            let found = newest_with(&view, &key, now, |seqno, _, _| seqno)?;
-            if let Some(first) = found.filter(|first| *first > dead_upto) {
-                return Ok(ControlFlow::Break(first));
+            let mut now = visible();
+            if is_noted || noting.may_know(hash) || opened.may_have_older(&key, hash, &noting) {
+                let (view, reading) = self.pin(&opened.tokens);
+                now = reading.seqno;
+                let found = newest_with(&view, &key, now, |seqno, _, _| seqno)?;
+                if let Some(first) = found.filter(|first| *first > dead_upto) {
+                    return Ok(ControlFlow::Break(first));
+                }
+            }
+            if !is_noted {
+                noting.note(hash);
+                is_noted = true;
             }
             check.read.push((stripe, now));
             check.written.push(stripe);
@@ -500,6 +546,8 @@ impl Engine {
             ControlFlow::Continue(place) => place,
         };
         self.pipeline.wait_published(place)?;
+        drop(noting);
+        opened.recent.noted(visible);
         if let Some(source) = &source {
             source.count.fetch_add(1, Ordering::Release);
         }

@@ -4,7 +4,7 @@
 //! 2. Take the lock.
 //! 3. Load the manifest; open the tables that it names.
 //! 4. Replay the log from where the manifest says, skipping by sequence number what is in tables;
-//!    the memtables become tables of level 0 as they fill, and at the end.
+//!    what is replayed is sorted and becomes tables of level 0 when it is much, and at the end.
 //! 5. Begin a new manifest that names the new tables, the number of a log to come, and a position
 //!    beyond every log found. Its CURRENT is the one atomic step: a crash before it leaves
 //!    everything as it was, and one after it finds a database without a log to replay. So the cut
@@ -28,6 +28,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+
 use crate::batch::{self, Operations, Participant};
 use crate::compaction::picker::flush_cuts;
 use crate::compaction::run::Output;
@@ -36,12 +38,13 @@ use crate::db::aside;
 use crate::db::catalog::Catalog;
 use crate::db::engine::{Engine, Parts};
 use crate::db::jobs::table_config;
+use crate::db::replayed::{Replayed, within};
 use crate::db::resources::Shared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{
     self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, LOST, Lsn, TEMPORARY_ENDING,
 };
-use crate::flush::flush;
+use crate::flush::flush_sorted;
 use crate::fs::{self, Fs, Lock};
 use crate::key::{self, KeyspaceId, SeqNo};
 use crate::loss::Loss;
@@ -306,7 +309,6 @@ struct Recovered {
     flushed_upto: SeqNo,
     operator: Option<Arc<dyn MergeOperator>>,
     version: Version,
-    memtable: Arc<Memtable>,
     next_run: u64,
 }
 
@@ -373,7 +375,6 @@ impl<'a> Recovering<'a> {
             flushed_upto: keyspace.flushed_upto,
             operator: keyspace.facts.operator.as_deref().and_then(built_in),
             version,
-            memtable: Arc::new(Memtable::new(&self.resources.arenas)),
             next_run,
         })
     }
@@ -442,18 +443,22 @@ impl<'a> Recovering<'a> {
         if mode != Mode::Strict {
             self.unused.extend(logs_with_contents(&files, replay.from_log));
         }
+        let logs: Vec<Bytes> = files.iter().map(|log| log.bytes.clone()).collect();
         let mut chain = LogChain::new(files, replay)?;
         let mut breaks = 0;
+        let mut replayed = BTreeMap::new();
         while let Some(record) = chain.next()? {
             let before = self.last_seqno;
             if record.kind == RecordKind::Commit && record.lsn < self.cut {
-                self.replay_commit(&record, state, mode)?;
+                let record = Record { payload: within(&logs, record.payload), ..record };
+                self.replay_commit(&record, state, mode, &mut replayed)?;
             }
             let upto = Some(record.seqno.0.saturating_sub(1));
             self.note_breaks(&chain.breaks()[breaks..], before, upto);
             breaks = chain.breaks().len();
-            if self.memory_bytes() > self.limits.memtables_bytes_max / 2 {
-                self.flush_all()?;
+            let bytes: usize = replayed.values().map(Replayed::memory_bytes).sum();
+            if bytes > self.limits.memtables_bytes_max / 2 {
+                self.flush_all(&mut replayed)?;
             }
         }
         if mode != Mode::Strict {
@@ -465,7 +470,7 @@ impl<'a> Recovering<'a> {
         }
         self.logs_end = self.logs_end.max(end);
         self.read_upto = end.min(self.cut);
-        self.flush_all()
+        self.flush_all(&mut replayed)
     }
 
     /// Notes what was lost after seqno `after`, in another mode than strict.
@@ -505,25 +510,31 @@ impl<'a> Recovering<'a> {
         Ok(newest >= seqno)
     }
 
-    fn replay_commit(&mut self, record: &Record<'_>, state: &State, mode: Mode) -> Result<()> {
-        let path = FileKind::Log.path(self.dir, FileNumber(0));
+    fn replay_commit<'r>(
+        &mut self,
+        record: &Record<'r>,
+        state: &State,
+        mode: Mode,
+        replayed: &mut BTreeMap<KeyspaceId, Replayed<'r>>,
+    ) -> Result<()> {
+        let dir = self.dir;
         let bad = |found: &str| {
             let expected = format!("a commit at log position {}", record.lsn.0);
-            Error::corruption(path.with_file_name("log"), record.lsn.0, expected, found)
+            Error::corruption(dir.join("log"), record.lsn.0, expected, found)
         };
         let operations = Operations::new(record.payload).map_err(|e| bad(e.0))?;
         operations.count_checked().map_err(|e| bad(e.0))?;
         let mut seqno = record.seqno;
         for operation in operations {
             let operation = operation.map_err(|e| bad(e.0))?;
-            match self.keyspaces.get_mut(&operation.keyspace) {
+            match self.keyspaces.get(&operation.keyspace) {
                 Some(keyspace)
                     if seqno > keyspace.flushed_upto
                         && !(self.by_key
                             && Self::is_in_tables(keyspace, operation.key, seqno)?) =>
                 {
-                    let memtable = &keyspace.memtable;
-                    memtable.insert(operation.key, seqno, operation.kind, operation.value);
+                    let of_keyspace = replayed.entry(operation.keyspace).or_default();
+                    of_keyspace.push(operation.key, seqno, operation.kind, operation.value);
                 }
                 // In tables already.
                 Some(_) => {}
@@ -539,22 +550,18 @@ impl<'a> Recovering<'a> {
         Ok(())
     }
 
-    fn memory_bytes(&self) -> usize {
-        self.keyspaces.values().map(|keyspace| keyspace.memtable.bytes()).sum()
-    }
-
-    /// Makes tables of what the memtables hold.
-    fn flush_all(&mut self) -> Result<()> {
+    /// Makes tables of what was replayed.
+    fn flush_all(&mut self, replayed: &mut BTreeMap<KeyspaceId, Replayed<'_>>) -> Result<()> {
         let mut keyspaces = std::mem::take(&mut self.keyspaces);
-        let flushed = keyspaces.values_mut().try_for_each(|keyspace| self.flush(keyspace));
+        let flushed = std::mem::take(replayed).into_iter().try_for_each(|(id, replayed)| {
+            let keyspace = keyspaces.get_mut(&id).expect("it was replayed for");
+            self.flush(keyspace, replayed)
+        });
         self.keyspaces = keyspaces;
         flushed
     }
 
-    fn flush(&mut self, keyspace: &mut Recovered) -> Result<()> {
-        if keyspace.memtable.is_empty() {
-            return Ok(());
-        }
+    fn flush(&mut self, keyspace: &mut Recovered, mut replayed: Replayed<'_>) -> Result<()> {
         let config = table_config(&self.options, &self.limits, 0);
         let origin = Origin {
             keyspace: keyspace.facts.id,
@@ -574,9 +581,8 @@ impl<'a> Recovering<'a> {
             progress: &|_| {},
         };
         let cuts = flush_cuts(&keyspace.version, &self.limits);
-        let memtables = std::iter::once(&keyspace.memtable);
-        let facts =
-            flush(memtables, SeqNo::MAX, Vec::new(), keyspace.operator.clone(), cuts, &output)?;
+        let operator = keyspace.operator.clone();
+        let facts = flush_sorted(replayed.sorted(), Vec::new(), operator, cuts, &output)?;
         let run = keyspace.next_run;
         keyspace.next_run += 1;
         for facts in &facts {
@@ -588,7 +594,6 @@ impl<'a> Recovering<'a> {
         let applied = keyspace.version.apply(added?, &[]);
         keyspace.version =
             applied.map_err(|why| Error::invalid(format!("a bug of esker: {why}")))?;
-        keyspace.memtable = Arc::new(Memtable::new(&self.resources.arenas));
         keyspace.flushed_upto = self.last_seqno;
         Ok(())
     }
@@ -664,7 +669,7 @@ impl<'a> Recovering<'a> {
         let mut commit = pipeline.lock();
         let keyspaces = std::mem::take(&mut self.keyspaces);
         let trees = keyspaces.into_values().map(|keyspace| {
-            let active = keyspace.memtable;
+            let active = Arc::new(Memtable::new(&self.resources.arenas));
             let slot = commit.add_slot(active.clone());
             let version = Arc::new(keyspace.version);
             let view = View { active, frozen: Vec::new(), version };

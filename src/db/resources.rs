@@ -185,6 +185,7 @@ impl Resources {
         let members = self.shared().crew.members();
         let tables = |member: &Arc<Engine>| member.holding.tables.load(Ordering::Relaxed) as u64;
         MemoryStats {
+            tokens: members.iter().map(|member| member.tokens.recent_bytes() as u64).sum(),
             memtables: members.iter().map(|member| member.memtables_bytes() as u64).sum(),
             tables: members.iter().map(tables).sum(),
             ..self.shared().memory_stats()

@@ -114,6 +114,8 @@ pub struct MemoryStats {
     pub block_cache: u64,
     /// Filters and indexes of open tables, as far as they are copied to the heap.
     pub tables: u64,
+    /// The filter of recent tokens of idempotent commits, once there was one.
+    pub tokens: u64,
 }
 
 impl Stats {
@@ -201,6 +203,7 @@ impl MemoryStats {
         MemoryStats {
             memtables: engine.memtables_bytes() as u64,
             tables: engine.trees.load().iter().map(tables).sum(),
+            tokens: engine.tokens.recent_bytes() as u64,
             ..engine.resources.memory_stats()
         }
     }
@@ -208,7 +211,7 @@ impl MemoryStats {
     /// All of it together.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.memtables + self.arena_pool + self.block_cache + self.tables
+        self.memtables + self.arena_pool + self.block_cache + self.tables + self.tokens
     }
 }
 
@@ -240,13 +243,15 @@ impl fmt::Display for Stats {
         let memory = &self.memory;
         writeln!(
             f,
-            "memory    {} of {}: memtables {}, arena pool {}, block cache {}, tables {}",
+            "memory    {} of {}: memtables {}, arena pool {}, block cache {}, tables {}, \
+             tokens {}",
             Bytes(memory.total()),
             Bytes(memory.budget),
             Bytes(memory.memtables),
             Bytes(memory.arena_pool),
             Bytes(memory.block_cache),
             Bytes(memory.tables),
+            Bytes(memory.tokens),
         )?;
         let (hits, misses) = (self.block_cache_hits, self.block_cache_misses);
         writeln!(f, "reads     block cache {hits} hits, {misses} misses")?;
@@ -256,10 +261,9 @@ impl fmt::Display for Stats {
             Bytes(self.table_bytes),
             Bytes(self.log_bytes)
         )?;
-        writeln!(
+        write!(
             f,
-            "written   user {}, log {}, {} flushes {}, {} compactions {} (read {}); write \
-             amplification {:.2}",
+            "written   user {}, log {}, {} flushes {}, {} compactions {} (read {})",
             Bytes(self.user_bytes),
             Bytes(self.log_bytes_written),
             self.flush_count,
@@ -267,8 +271,11 @@ impl fmt::Display for Stats {
             self.compaction_count,
             Bytes(self.compaction_bytes_written),
             Bytes(self.compaction_bytes_read),
-            self.write_amplification(),
         )?;
+        match self.user_bytes {
+            0 => writeln!(f)?,
+            _ => writeln!(f, "; write amplification {:.2}", self.write_amplification())?,
+        }
         let allowed = match self.allowed_rate {
             Some(rate) => format!("{}/s", Bytes(rate)),
             None => "any rate".to_string(),

@@ -44,21 +44,29 @@ const ENTRY_HEADER_BYTES: usize = 8;
 pub(crate) struct ArenaPool {
     chunk_bytes: usize,
     leaf_slots: usize,
-    /// At most so many chunks are kept; more go back to the allocator.
+    /// While there are more chunks than this, used and free ones together, those that come back go
+    /// back to the allocator: what memtables give up is not to be held on top of what they have.
     kept_max: usize,
-    free: Mutex<Vec<Memory>>,
+    pooled: Mutex<Pooled>,
+}
+
+#[derive(Debug, Default)]
+struct Pooled {
+    used_count: usize,
+    free: Vec<Memory>,
 }
 
 impl ArenaPool {
-    /// A pool of chunks of `chunk_bytes` each that keeps at most `kept_bytes_max` of them, for
-    /// memtables whose leaves are split at `leaf_slots` entries.
+    /// A pool of chunks of `chunk_bytes` each that keeps some for reuse while there are at most
+    /// `kept_bytes_max` of them, used ones included, for memtables whose leaves are split at
+    /// `leaf_slots` entries.
     ///
     /// # Panics
     /// If `chunk_bytes` is not in 4 KiB..=16 MiB.
     pub fn new(chunk_bytes: usize, kept_bytes_max: usize, leaf_slots: usize) -> Arc<ArenaPool> {
         assert!((FIRST_CHUNK_BYTES..=16 << 20).contains(&chunk_bytes));
         let kept_max = kept_bytes_max / chunk_bytes;
-        Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_max, free: Mutex::new(Vec::new()) })
+        Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_max, pooled: Mutex::default() })
     }
 
     /// Memtables split their leaves at so many entries.
@@ -68,19 +76,24 @@ impl ArenaPool {
 
     /// Bytes in chunks that no memtable uses.
     pub fn free_bytes(&self) -> usize {
-        self.free.lock().len() * self.chunk_bytes
+        self.pooled.lock().free.len() * self.chunk_bytes
     }
 
     fn take(&self) -> Memory {
-        let pooled = self.free.lock().pop();
-        pooled.unwrap_or_else(|| Memory::new(self.chunk_bytes))
+        let reused = {
+            let mut pooled = self.pooled.lock();
+            pooled.used_count += 1;
+            pooled.free.pop()
+        };
+        reused.unwrap_or_else(|| Memory::new(self.chunk_bytes))
     }
 
     fn put(&self, memory: Memory) {
         debug_assert_eq!(memory.bytes(), self.chunk_bytes);
-        let mut free = self.free.lock();
-        if free.len() < self.kept_max {
-            free.push(memory);
+        let mut pooled = self.pooled.lock();
+        pooled.used_count -= 1;
+        if pooled.used_count + pooled.free.len() < self.kept_max {
+            pooled.free.push(memory);
         }
         // Otherwise the parameter is dropped after the lock is released: locals go first.
     }
@@ -426,7 +439,12 @@ mod tests {
         while pool.free_bytes() > 0 {
             arena.write(b"k", EntryKind::Put, &[7; 1000]);
         }
+        let other = Arena::new(&pool);
+        (0..300).for_each(|_| _ = other.write(b"k", EntryKind::Put, &[7; 1000]));
+        drop(other);
+        assert_eq!(pool.free_bytes(), 0, "what is used counts");
         drop(arena);
+        assert_eq!(pool.free_bytes(), 64 << 10);
     }
 
     #[test]

@@ -195,6 +195,7 @@ impl Memtable {
     ///
     /// # Panics
     /// If key or value is longer than the limits in `crate::key`.
+    #[cfg(any(test, feature = "testing"))]
     pub fn insert(&self, key: &[u8], seqno: SeqNo, kind: EntryKind, value: &[u8]) {
         self.insert_within(key, seqno, kind, value, None);
     }

@@ -14,7 +14,7 @@ use std::thread::{self, Thread};
 use esker::fs::sim::{Phase, SimFs, Survival};
 use esker::runtime::{Condvar, Mutex, Priority, Runtime, yield_point};
 use esker::{
-    Append, Counter, Db, Durability, ErrorKind, Keyspace, KeyspaceOptions, MergeError,
+    Append, Counter, Db, Durability, ErrorKind, Filter, Keyspace, KeyspaceOptions, MergeError,
     MergeOperator, Merged, Options, Slice, Ticket,
 };
 
@@ -267,7 +267,9 @@ fn everything_at_once_on_the_real_file_system() {
 fn everything_at_once_with_limits_of_a_megabyte() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = Runtime::threads();
-    let open = || Db::builder(dir.path()).memory(1 << 20).table_bytes(16 << 10).open().unwrap();
+    let bloom = Filter::Bloom { bits_per_key: 10 };
+    let builder = || Db::builder(dir.path()).memory(1 << 20).table_bytes(16 << 10);
+    let open = || builder().filter(bloom).open().unwrap();
     run_workload(open, &runtime, 1_000);
 }
 
@@ -286,9 +288,13 @@ fn everything_at_once_in_seeded_schedules() {
             }
         }));
         let runtime = Runtime::stepper(seed);
+        let mut options = Options::tiny();
+        if seed % 2 == 1 {
+            options.filter = Filter::Bloom { bits_per_key: 10 };
+        }
         let open = || {
             let fs = Arc::new(fs.clone());
-            Db::open_on(fs, runtime.clone(), "/db", Options::tiny()).unwrap()
+            Db::open_on(fs, runtime.clone(), "/db", options.clone()).unwrap()
         };
         run_workload(open, &runtime, 8);
     }
@@ -588,6 +594,18 @@ fn an_operator_that_panics_fails_or_calls_back_harms_nobody_else() {
         let nested = db.get_with("known", |value| db.put("nested", value)).unwrap();
         nested.unwrap().unwrap();
         assert_eq!(db.get("nested").unwrap().unwrap(), *"value");
+        // Or flushes and compacts what it reads from, or panics.
+        for flushed in [false, true] {
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                db.get_with("known", |value| {
+                    db.put("nested", value).unwrap();
+                    db.compact_range::<&str>(..).unwrap();
+                    assert_ne!(value, b"value", "{flushed}");
+                })
+            }));
+            assert!(panicked.is_err());
+            assert_eq!(db.get("nested").unwrap().unwrap(), *"value");
+        }
         db.delete("nested").unwrap();
         db.close().unwrap();
     }

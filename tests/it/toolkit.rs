@@ -10,8 +10,8 @@ use esker::fs::sim::{Phase, SimFs};
 use esker::runtime::{Priority, Runtime, Task, yield_point};
 use esker::{
     Append, Batcher, BatcherOptions, BusyCause, Coalescer, CoalescerOptions, Counter, Db,
-    ErrorKind, ItemTicket, Keyspace, KeyspaceOptions, Max, MergeError, MergeOperator, Merged,
-    Options,
+    ErrorKind, IngestOptions, IngestQueue, ItemTicket, Keyspace, KeyspaceOptions, Max, MergeError,
+    MergeOperator, Merged, Options,
 };
 
 /// A database on a simulated disk, whose threads take turns at every call.
@@ -199,9 +199,20 @@ fn coalescer(
 
 #[test]
 fn many_operands_of_a_key_become_one_write() {
+    many_operands_become_one(None);
+}
+
+#[test]
+fn many_operands_of_a_key_become_one_write_with_a_queue() {
+    many_operands_become_one(Some("views"));
+}
+
+fn many_operands_become_one(queue: Option<&str>) {
     let (db, runtime) = stepped(4);
     let counters = counters(&db);
-    let views = coalescer(&db, &counters, |options| options.window = Duration::from_secs(1));
+    let views = coalescer(&db, &counters, |options| {
+        (options.window, options.queue) = (Duration::from_secs(1), queue.map(String::from));
+    });
     counters.merge("article", 5).unwrap();
     let before = db.stats().user_bytes;
     for _ in 0..1000 {
@@ -248,13 +259,26 @@ impl MergeOperator for Commas {
 
 #[test]
 fn every_operator_is_coalesced_in_order() {
+    every_operator_is_coalesced(false);
+}
+
+#[test]
+fn every_operator_is_coalesced_in_order_with_a_queue() {
+    every_operator_is_coalesced(true);
+}
+
+fn every_operator_is_coalesced(queue: bool) {
     let (db, _runtime) = stepped(5);
     let keyspace = |name: &str, options: KeyspaceOptions| db.keyspace(name, options).unwrap();
     let commas = keyspace("commas", KeyspaceOptions::new().merge(Commas));
     let slowest = keyspace("slowest", KeyspaceOptions::new().merge(Max));
     let trail = keyspace("trail", KeyspaceOptions::new().merge(Append));
     let capped = keyspace("capped", KeyspaceOptions::new().merge(Counter::saturating()));
-    let [a, b, c, d] = [&commas, &slowest, &trail, &capped].map(|k| coalescer(&db, k, |_| {}));
+    let [a, b, c, d] = [&commas, &slowest, &trail, &capped].map(|keyspace| {
+        coalescer(&db, keyspace, |options| {
+            options.queue = queue.then(|| keyspace.name().to_string());
+        })
+    });
     for word in ["one", "two", "panic", "three"] {
         a.add("k", word).unwrap();
         c.add("k", word).unwrap();
@@ -278,12 +302,21 @@ fn every_operator_is_coalesced_in_order() {
 /// turns begin and end meanwhile.
 #[test]
 fn reads_through_it_are_exact_in_every_schedule() {
-    for seed in seeds("reads_through_it_are_exact_in_every_schedule", 40) {
+    reads_are_exact("reads_through_it_are_exact_in_every_schedule", None);
+}
+
+#[test]
+fn reads_are_exact_in_every_schedule_with_a_queue() {
+    reads_are_exact("reads_are_exact_in_every_schedule_with_a_queue", Some("views"));
+}
+
+fn reads_are_exact(name: &str, queue: Option<&str>) {
+    for seed in seeds(name, 40) {
         let (db, runtime) = stepped(seed);
         let counters = counters(&db);
         let views = Arc::new(coalescer(&db, &counters, |options| {
             options.window = Duration::from_micros(20);
-            options.keys_max = 2;
+            (options.keys_max, options.queue) = (2, queue.map(String::from));
         }));
         let (begun, done) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
         let writer = || {
@@ -316,11 +349,21 @@ fn reads_through_it_are_exact_in_every_schedule() {
 
 #[test]
 fn threads_that_add_at_once_lose_nothing() {
+    threads_add_at_once(None);
+}
+
+#[test]
+fn threads_that_add_at_once_lose_nothing_with_a_queue() {
+    threads_add_at_once(Some("views"));
+}
+
+fn threads_add_at_once(queue: Option<&str>) {
     let dir = tempfile::tempdir().unwrap();
     let db = Db::open(dir.path()).unwrap();
     let counters = counters(&db);
     let views = coalescer(&db, &counters, |options| {
         (options.window, options.keys_max) = (Duration::from_millis(1), 20);
+        options.queue = queue.map(String::from);
     });
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
@@ -394,4 +437,101 @@ fn a_full_coalescer_says_busy() {
     while views.flush().is_err() {}
     assert_eq!(number(counters.get("key 1").unwrap()), 2);
     assert_eq!(counters.iter().count(), taken + 1);
+}
+
+/// What is pending when the last handle goes, with nothing written, is there at the next session, once.
+#[test]
+fn what_a_queue_keeps_is_written_by_the_next_session() {
+    let fs = FaultFs::over_sim(SimFs::new());
+    let open = || {
+        let fs = Arc::new(fs.clone());
+        Db::open_on(fs, Runtime::threads(), "/db", Options::tiny()).unwrap()
+    };
+    for round in 1..4 {
+        let db = open();
+        let counters = counters(&db);
+        let views = kept(&db, &counters);
+        assert_eq!(number(counters.get("k").unwrap()), 20 * (round - 1), "written by the open");
+        assert_eq!(views.queue().unwrap().stats().depth, 0);
+        // The log of the database fails: what is pending cannot be written.
+        let stores = Select::all().name("store").file(".log").within("/db/0");
+        fs.arm(Fault::new(FaultKind::Io).on(stores));
+        db.put("this fails", "").unwrap_err();
+        (0..20).for_each(|_| views.add("k", 1).unwrap());
+        assert_eq!(number(views.get("k").unwrap()), 20 * round);
+        assert!(views.flush().is_err());
+        assert_eq!(number(views.get("k").unwrap()), 20 * round);
+        drop((views, counters, db));
+        fs.heal();
+    }
+    let db = open();
+    let views = kept(&db, &counters(&db));
+    assert_eq!(number(views.get("k").unwrap()), 60);
+    let plain = IngestQueue::open(&db, "views", IngestOptions::default(), |_, _| Ok(()));
+    assert_eq!(*plain.unwrap_err().kind(), ErrorKind::Locked);
+}
+
+fn kept(db: &Db, counters: &Keyspace) -> Coalescer {
+    coalescer(db, counters, |options| options.queue = Some("views".into()))
+}
+
+/// Reads stay exact, and every operand that was acknowledged counts once, over failures of the log of
+/// the queue, of that of the database, and their resumes.
+#[test]
+fn a_queue_behind_a_coalescer_gets_over_failures_of_both_logs() {
+    let logs = ["queues/", "/db/0"];
+    for (name, kind) in [("store", FaultKind::Io), ("sync", FaultKind::FailedSync)] {
+        for (log, nth) in logs.into_iter().flat_map(|log| (0..12).map(move |nth| (log, nth))) {
+            let fs = FaultFs::over_sim(SimFs::new());
+            let runtime = Runtime::threads();
+            let db = Db::open_on(Arc::new(fs.clone()), runtime, "/db", Options::tiny()).unwrap();
+            let counters = counters(&db);
+            let views = coalescer(&db, &counters, |options| {
+                options.queue = Some("views".into());
+                options.durability = Some(esker::Durability::Disk);
+                options.keys_max = 4;
+            });
+            views.add("k", 1).unwrap();
+            views.flush().unwrap();
+            fs.arm(Fault::new(kind).on(Select::all().name(name).within(log)).nth(nth));
+            let (mut least, mut most) = (1, 1);
+            let case = format!("{name} of {log}, the {nth}th");
+            for round in 0..30 {
+                most += 1;
+                match views.add("k", 1) {
+                    Ok(()) => least += 1,
+                    Err(_) => views.queue().unwrap().resume().unwrap(),
+                }
+                _ = views.add(format!("{}", round % 5), 1);
+                if round % 4 == 0 && views.flush().is_err() {
+                    db.resume().unwrap();
+                    views.queue().unwrap().resume().unwrap();
+                }
+                let seen = number(views.get("k").unwrap());
+                assert!((least..=most).contains(&seen), "{case}: {least} <= {seen} <= {most}");
+            }
+            while views.flush().is_err() {
+                db.resume().unwrap();
+                views.queue().unwrap().resume().unwrap();
+            }
+            let written = number(counters.get("k").unwrap());
+            assert!((least..=most).contains(&written), "{case}: {least} <= {written} <= {most}");
+            assert_eq!(number(views.get("k").unwrap()), written, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_coalescer_of_a_dropped_keyspace_says_so_and_ends() {
+    for queue in [None, Some("views".to_string())] {
+        let (db, _runtime) = stepped(7);
+        let counters = counters(&db);
+        let views = coalescer(&db, &counters, |options| options.queue = queue);
+        views.add("k", 1).unwrap();
+        db.drop_keyspace("counters").unwrap();
+        assert_eq!(*views.get("k").unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(*views.flush().unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(views.pending(), (0, 0));
+        views.flush().unwrap();
+    }
 }

@@ -29,7 +29,7 @@ use crate::toolkit::ingest::dead::{DeadLetter, dead_key};
 use crate::toolkit::ingest::log::EventLog;
 use crate::toolkit::ingest::offset::Offset;
 use crate::toolkit::ingest::opening::Place;
-use crate::toolkit::ingest::queue::{Queue, Wanted};
+use crate::toolkit::ingest::queue::{Cut, Queue, Turns, Wanted};
 use crate::toolkit::ingest::reader::{EventReader, Found, Limits};
 use crate::write::breaker::BreakerState;
 
@@ -56,6 +56,9 @@ pub(crate) type Handler = Box<dyn FnMut(&[Event<'_>], &mut Batch) -> HandlerResu
 pub(crate) struct Consumer {
     queue: Arc<Queue>,
     handler: Handler,
+    /// Where the effects of events are gathered as they are pushed; then the handler gets only those
+    /// that are read from the log again.
+    turns: Option<Box<dyn Turns>>,
     log: Arc<EventLog>,
     reader: EventReader,
     /// As the last commit left it.
@@ -86,7 +89,12 @@ enum Ended {
 }
 
 impl Consumer {
-    pub fn new(queue: Arc<Queue>, offset: Offset, handler: Handler) -> Consumer {
+    pub fn new(
+        queue: Arc<Queue>,
+        offset: Offset,
+        handler: Handler,
+        turns: Option<Box<dyn Turns>>,
+    ) -> Consumer {
         let log = queue.log.load_full();
         let mut reader = EventReader::new(log.clone());
         reader.seek(offset.lsn);
@@ -94,6 +102,7 @@ impl Consumer {
         Consumer {
             queue,
             handler,
+            turns,
             log,
             reader,
             offset,
@@ -110,18 +119,21 @@ impl Consumer {
     /// Applies events until the queue stops.
     pub fn run(mut self) {
         loop {
-            match self.queue.wait_work(&self.log, self.offset.lsn) {
+            let done = match self.queue.wait_work(&self.log, self.offset.lsn) {
                 Wanted::Stop => break,
-                Wanted::Resume => self.resume(),
-                Wanted::Events => {
-                    if let Err(error) = self.round() {
-                        self.queue.note_failure(&error);
-                        if self.is_over(&error) {
-                            break;
-                        }
-                        self.pause(RETRY);
-                    }
+                Wanted::Resume => {
+                    self.resume();
+                    Ok(())
                 }
+                Wanted::Events => self.round(),
+                Wanted::Turn(cut) => self.turn(&cut),
+            };
+            if let Err(error) = done {
+                self.queue.note_failure(&error);
+                if self.is_over(&error) {
+                    break;
+                }
+                self.pause(RETRY);
             }
         }
         // Nobody applies events any more.
@@ -186,6 +198,51 @@ impl Consumer {
         });
         self.found = found;
         applied
+    }
+
+    /// Applies a turn: what was gathered of all events up to a cut.
+    ///
+    /// # Errors
+    /// If the fault lies with a disk: nothing was skipped.
+    fn turn(&mut self, cut: &Cut) -> Result<()> {
+        self.reload()?;
+        if self.offset.applied >= cut.number {
+            return Ok(());
+        }
+        let turns = self.turns.as_ref().expect("turns are gathered");
+        let pipeline = &self.log.pipeline;
+        pipeline.wait_durable(cut.lsn)?;
+        let log = pipeline.logs.file_at(cut.lsn);
+        let after = Offset { applied: cut.number, lsn: cut.lsn, log, ..self.offset };
+        let count = cut.number.0 - self.offset.applied.0;
+        self.began = self.queue.now();
+        self.batch.clear();
+        turns.fill(&mut self.batch);
+        match self.commit(&after) {
+            Ended::Applied => {
+                self.queue.totals.applied.fetch_add(count, Ordering::Relaxed);
+                self.advance(after);
+                Ok(())
+            }
+            Ended::Trouble(error) => self.trouble(&error, RETRY),
+            // The keyspace was dropped: nothing that comes later would help.
+            Ended::Fault(text) => {
+                self.batch.clear();
+                match self.commit(&after) {
+                    Ended::Applied => {
+                        self.queue.totals.dead.fetch_add(count, Ordering::Relaxed);
+                        self.advance(after);
+                        let what = format!("{count} operands are lost with their keyspace: {text}");
+                        self.queue.note_failure(&Error::new(ErrorKind::Closed).context(what));
+                        Ok(())
+                    }
+                    Ended::Trouble(error) => self.trouble(&error, RETRY),
+                    Ended::Fault(text) => Err(Error::invalid(text)),
+                    Ended::Interrupted => Ok(()),
+                }
+            }
+            Ended::Interrupted => Ok(()),
+        }
     }
 
     fn limits(&self) -> Limits {
@@ -433,6 +490,11 @@ impl Consumer {
         begun.log.spawn(runtime).inspect_err(|_| begun.log.stop())?;
         self.reader = EventReader::new(begun.log.clone());
         (self.log, self.offset) = (begun.log.clone(), begun.offset);
+        if let Some(turns) = &self.turns {
+            // In this order: who reads in between waits until the log was read.
+            self.queue.read_again(begun.log.pipeline.ring.visible());
+            turns.reset();
+        }
         self.queue.replace_log(begun.log);
         self.queue.changes.note(BreakerState::Closed, None);
         old.stop();

@@ -38,12 +38,12 @@ use crate::file::{LOCK, QUEUES};
 use crate::loss::Loss;
 use crate::options::Durability;
 use crate::runtime::{Mutex, Priority, Task};
-use crate::toolkit::ingest::consumer::{Consumer, Event, HandlerResult};
+use crate::toolkit::ingest::consumer::{Consumer, Event, Handler, HandlerResult};
 use crate::toolkit::ingest::dead::DeadLetter;
 use crate::toolkit::ingest::offset::OFFSETS;
 use crate::toolkit::ingest::opening::{Begun, Place};
 use crate::toolkit::ingest::options::{IngestOptions, check_name};
-use crate::toolkit::ingest::queue::{Parts, Queue};
+use crate::toolkit::ingest::queue::{Parts, Queue, Turns};
 use crate::toolkit::ingest::stats::QueueStats;
 use crate::write::breaker::{BreakerState, BreakerWatch};
 use crate::write::pressure::{Patience, Pressure};
@@ -59,7 +59,7 @@ use crate::write::ticket::Ticket;
 /// Dropping the queue leaves what is not applied in the log, for the next open;
 /// [`IngestQueue::close`] applies it first. The queue keeps its database open.
 pub struct IngestQueue {
-    queue: Arc<Queue>,
+    pub(crate) queue: Arc<Queue>,
     consumer: Mutex<Option<Task>>,
 }
 
@@ -84,6 +84,28 @@ impl IngestQueue {
         options: IngestOptions,
         handler: impl FnMut(&[Event<'_>], &mut Batch) -> HandlerResult + Send + 'static,
     ) -> Result<IngestQueue> {
+        IngestQueue::begin(db, name, options, Box::new(handler), None)
+    }
+
+    /// A queue whose effects are gathered where its events are pushed: `handler` gets those that were
+    /// accepted before this call, or that have to be read again after a failure of the log.
+    pub(crate) fn gathering(
+        db: &Db,
+        name: &str,
+        options: IngestOptions,
+        turns: impl Turns + 'static,
+        handler: impl FnMut(&[Event<'_>], &mut Batch) -> HandlerResult + Send + 'static,
+    ) -> Result<IngestQueue> {
+        IngestQueue::begin(db, name, options, Box::new(handler), Some(Box::new(turns)))
+    }
+
+    fn begin(
+        db: &Db,
+        name: &str,
+        options: IngestOptions,
+        handler: Handler,
+        turns: Option<Box<dyn Turns>>,
+    ) -> Result<IngestQueue> {
         check_name(name)?;
         options.check()?;
         let engine = db.engine();
@@ -105,10 +127,22 @@ impl IngestQueue {
             place.open().map_err(|error| error.context(format!("open queue {name:?}")))?;
         log.spawn(&engine.runtime).inspect_err(|_| log.stop())?;
         let (db, name, applied) = (db.clone(), name.to_string(), offset.applied);
-        let parts =
-            Parts { db, name, dir, options, offsets, dead_letters, losses, log, applied, lock };
+        let gathers = turns.is_some();
+        let parts = Parts {
+            db,
+            name,
+            dir,
+            options,
+            offsets,
+            dead_letters,
+            losses,
+            log,
+            applied,
+            gathers,
+            lock,
+        };
         let queue = Arc::new(Queue::new(parts));
-        let consumer = Consumer::new(queue.clone(), offset, Box::new(handler));
+        let consumer = Consumer::new(queue.clone(), offset, handler, turns);
         let runtime = &queue.db.engine().runtime;
         let task = runtime.spawn("queue", Priority::Normal, move || consumer.run());
         let task = task.map_err(|e| Error::io("start a thread for", &queue.dir, e));

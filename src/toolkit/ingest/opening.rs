@@ -30,6 +30,7 @@ use crate::loss::Loss;
 use crate::options::{Durability, Recovery};
 use crate::record::RecordKind;
 use crate::record::chain::{LogChain, LogFile, Mode, Replay};
+use crate::slice::Slice;
 use crate::toolkit::ingest::log::EventLog;
 use crate::toolkit::ingest::offset::Offset;
 use crate::toolkit::ingest::reader::{EventReader, Limits};
@@ -64,11 +65,7 @@ impl Place<'_> {
     /// # Errors
     /// `Corruption` if it is none.
     pub fn offset(&self) -> Result<Offset> {
-        let Some(bytes) = self.offsets.get(self.name)? else { return Ok(Offset::default()) };
-        Offset::decode(&bytes).map_err(|why| {
-            let expected = format!("the offset of queue {:?}", self.name);
-            Error::corruption(self.dir, 0, expected, why.0)
-        })
+        decode_offset(self.offsets.get(self.name)?, self.name, self.dir)
     }
 
     /// Begins the log anew from what its files hold.
@@ -180,6 +177,16 @@ impl Place<'_> {
             Ok(()) | Err(_) => Ok(Begun { log, offset, losses }),
         }
     }
+}
+
+/// The offset that is the entry of a queue; that of a queue that never was opened if there is none.
+///
+/// # Errors
+/// `Corruption` if it is none.
+pub(crate) fn decode_offset(entry: Option<Slice>, name: &str, dir: &Path) -> Result<Offset> {
+    let Some(bytes) = entry else { return Ok(Offset::default()) };
+    Offset::decode(&bytes)
+        .map_err(|why| Error::corruption(dir, 0, format!("the offset of queue {name:?}"), why.0))
 }
 
 fn logs_in(fs: &dyn Fs, dir: &Path) -> Result<Vec<(FileNumber, PathBuf)>> {

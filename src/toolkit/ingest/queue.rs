@@ -19,7 +19,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::db::Db;
+use crate::db::batch::Batch;
 use crate::db::keyspace::Keyspace;
+use crate::db::snapshot::Snapshot;
 use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
 use crate::file::Lsn;
 use crate::fs::Lock;
@@ -30,6 +32,7 @@ use crate::record::{HEADER_BYTES, record_bytes};
 use crate::runtime::{Condvar, Mutex};
 use crate::toolkit::ingest::dead;
 use crate::toolkit::ingest::log::EventLog;
+use crate::toolkit::ingest::opening::decode_offset;
 use crate::toolkit::ingest::options::IngestOptions;
 use crate::write::breaker::{BreakerState, Changes};
 use crate::write::pressure::{Patience, Pressure};
@@ -101,6 +104,11 @@ pub(crate) struct State {
     pub drain_rate: Option<u64>,
     /// The last event that is applied.
     pub applied: SeqNo,
+    /// Where effects are gathered, events are read only up to this one, and the turn that is to be
+    /// applied next ends here.
+    gathers: bool,
+    read_upto: SeqNo,
+    cut: Option<Cut>,
     pub drained: Drained,
     /// Since when the queue is full, and how long that lasts: about the longest of late.
     full_since: Option<Duration>,
@@ -139,7 +147,7 @@ impl Drained {
 }
 
 impl State {
-    fn new(options: &IngestOptions, applied: SeqNo) -> State {
+    fn new(options: &IngestOptions, applied: SeqNo, gathers: bool, read_upto: SeqNo) -> State {
         State {
             closing: false,
             stopped: false,
@@ -150,12 +158,34 @@ impl State {
             failure: None,
             drain_rate: options.drain_rate,
             applied,
+            gathers,
+            read_upto,
+            cut: None,
             drained: Drained::default(),
             full_since: None,
             full_time: Duration::ZERO,
             marks: VecDeque::new(),
         }
     }
+}
+
+/// The last event of a turn.
+#[derive(Clone)]
+pub(crate) struct Cut {
+    pub number: SeqNo,
+    /// Where its record ends, in this log.
+    pub lsn: Lsn,
+    pub log: Arc<EventLog>,
+}
+
+/// Effects that were gathered where events are pushed, so that the log need not be read for them: a
+/// *turn* has those of all events up to its cut.
+pub(crate) trait Turns: Send {
+    /// Fills a batch with the turn that is under way.
+    fn fill(&self, batch: &mut Batch);
+
+    /// Forgets everything that was gathered: the log is read instead.
+    fn reset(&self);
 }
 
 /// What a queue is made of, once its log was begun.
@@ -170,6 +200,8 @@ pub(crate) struct Parts {
     pub log: Arc<EventLog>,
     /// The last event that is applied.
     pub applied: SeqNo,
+    /// Effects are gathered: [`Turns`].
+    pub gathers: bool,
     pub lock: Box<dyn Lock>,
 }
 
@@ -177,7 +209,8 @@ impl Queue {
     pub fn new(parts: Parts) -> Queue {
         let engine = parts.db.engine();
         let now = engine.runtime.now();
-        let mut state = State::new(&parts.options, parts.applied);
+        let read_upto = parts.log.pipeline.ring.visible();
+        let mut state = State::new(&parts.options, parts.applied, parts.gathers, read_upto);
         let mut oldest_ns = u64::MAX;
         if parts.log.backlog_bytes() > 0 {
             state.marks.push_back((parts.log.pipeline.ring.copied(), now));
@@ -219,6 +252,12 @@ impl Queue {
         event: &[u8],
         patience: Patience,
     ) -> Result<(Arc<EventLog>, Place)> {
+        let now = self.admit(key, event, patience)?;
+        self.append(key, event, now)
+    }
+
+    /// Waits until there is room for an event; when it came.
+    pub fn admit(&self, key: &[u8], event: &[u8], patience: Patience) -> Result<Duration> {
         self.check_sizes(key, event)?;
         // With what goes with it: the operation's lengths, a mark, the end of a file.
         let bytes = record_bytes((key.len() + event.len()) as u64 + 16) + 2 * HEADER_BYTES as u64;
@@ -226,6 +265,16 @@ impl Queue {
         if self.is_full.load(Ordering::Relaxed) || self.is_over(&self.log.load(), bytes, now) {
             self.wait_room(bytes, patience)?;
         }
+        Ok(now)
+    }
+
+    /// Appends an event that was admitted at this time.
+    pub fn append(
+        &self,
+        key: &[u8],
+        event: &[u8],
+        now: Duration,
+    ) -> Result<(Arc<EventLog>, Place)> {
         let log = self.log.load_full();
         let place = log.append(key, event)?;
         self.totals.accepted.fetch_add(1, Ordering::Relaxed);
@@ -394,6 +443,7 @@ impl Queue {
         let events = number.0 - state.applied.0;
         state.failure = None;
         state.applied = number;
+        state.cut.take_if(|cut| cut.number <= number);
         state.drained.note(took, bytes, events);
         while state.marks.front().is_some_and(|(end, _)| *end <= lsn) {
             state.marks.pop_front();
@@ -439,6 +489,11 @@ impl Queue {
         (oldest_ns != u64::MAX).then(|| now.saturating_sub(Duration::from_nanos(oldest_ns)))
     }
 
+    /// Where effects are gathered: from now on the log is read for them, up to this event.
+    pub fn read_again(&self, upto: SeqNo) {
+        self.state.lock().read_upto = upto;
+    }
+
     /// The log was begun anew with these events, none of which is applied.
     pub fn replace_log(&self, log: Arc<EventLog>) {
         let now = self.now();
@@ -448,6 +503,8 @@ impl Queue {
         if log.backlog_bytes() > 0 {
             state.marks.push_back((log.pipeline.ring.copied(), came));
         }
+        // It is of the old log.
+        state.cut = None;
         self.log.store(log.clone());
         self.set_oldest(&mut state, &log, now);
         self.note_room(&mut state);
@@ -464,11 +521,19 @@ impl Queue {
             if state.resumes_wanted > state.resumes_done {
                 return Wanted::Resume;
             }
-            if is_readable(log, position) {
+            let reads = !state.gathers || state.applied < state.read_upto;
+            if reads && is_readable(log, position) {
                 return Wanted::Events;
+            }
+            if let Some(cut) = state.cut.as_ref().filter(|_| !reads) {
+                return Wanted::Turn(cut.clone());
             }
             if state.closing {
                 return Wanted::Stop;
+            }
+            if !reads {
+                self.work.wait(&mut state);
+                continue;
             }
             self.is_idle.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
@@ -477,6 +542,66 @@ impl Queue {
             }
             self.is_idle.store(false, Ordering::Relaxed);
         }
+    }
+
+    // Where effects are gathered.
+
+    /// Has the consumer apply the turn with this cut, and waits until it has.
+    ///
+    /// # Errors
+    /// Why it has not: it may be tried again. `Closed` if it never will, and nobody reads it.
+    pub fn apply_turn(&self, cut: &Cut) -> Result<()> {
+        let mut state = self.state.lock();
+        loop {
+            if state.applied >= cut.number {
+                // The consumer had to skip it.
+                return state.failure.take().map_or(Ok(()), Err);
+            }
+            // What the cut was of was forgotten.
+            let is_read = !Arc::ptr_eq(&cut.log, &self.log.load());
+            if is_read && state.applied >= state.read_upto {
+                return Ok(());
+            }
+            if state.ended {
+                return Err(state.failure.take().unwrap_or_else(ended_error));
+            }
+            if !is_read && state.cut.is_none() {
+                state.cut = Some(cut.clone());
+                self.work.notify_all();
+            }
+            // It stays until the consumer gets on.
+            if let Some(error) = &state.failure {
+                return Err(error.duplicate());
+            }
+            self.settled.wait(&mut state);
+        }
+    }
+
+    /// Waits until everything is applied that the log is read for.
+    ///
+    /// # Errors
+    /// While the database or the log fails: then that may take until a resume.
+    pub fn wait_replayed(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        while state.applied < state.read_upto {
+            if state.ended {
+                return Err(state.failure.as_ref().map_or_else(ended_error, Error::duplicate));
+            }
+            self.db.engine().pipeline.breaker.check()?;
+            if let (Err(error), false) =
+                (self.log.load().pipeline.breaker.check(), self.is_readable())
+            {
+                return Err(error);
+            }
+            self.settled.wait(&mut state);
+        }
+        Ok(())
+    }
+
+    /// The last event whose effects a snapshot has.
+    pub fn applied_at(&self, snapshot: &Snapshot) -> Result<SeqNo> {
+        let entry = snapshot.keyspace(&self.offsets)?.get(&self.name)?;
+        Ok(decode_offset(entry, &self.name, &self.dir)?.applied)
     }
 
     /// Why the consumer does not get on.
@@ -498,9 +623,10 @@ fn is_readable(log: &EventLog, position: Lsn) -> bool {
 }
 
 /// What the consumer is to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     Events,
+    /// Apply the turn with this cut.
+    Turn(Cut),
     /// Begin the log anew after a failure of it.
     Resume,
     Stop,

@@ -301,3 +301,52 @@ fn what_a_coalescer_wrote_is_there_once_whatever_crashes() {
         Ok(())
     });
 }
+
+#[test]
+fn what_a_coalescer_with_a_queue_took_is_there_once_whatever_crashes() {
+    let name = "what_a_coalescer_with_a_queue_took_is_there_once_whatever_crashes";
+    let seed = seed_of(name);
+    let open = |db: &Db| {
+        let mut options = CoalescerOptions::default();
+        (options.keys_max, options.queue) = (3, Some("views".into()));
+        options.window = std::time::Duration::from_micros(30);
+        Coalescer::new(db, &counters(db), options).unwrap()
+    };
+    let moments = moments_of(seed, |db, runtime, watch| {
+        let views = Arc::new(open(db));
+        let thread = |first: u64| -> Task {
+            let (views, watch) = (views.clone(), watch.clone());
+            let run = move || {
+                for event in (first..ITEMS).step_by(2) {
+                    views.add(format!("{event}"), 1).unwrap();
+                    views.add("all", 1).unwrap();
+                    watch.promise(event, Durability::Process, 0);
+                }
+            };
+            runtime.spawn("adder", Priority::Normal, run).unwrap()
+        };
+        [thread(0), thread(1)].into_iter().for_each(Task::join);
+        drop(views);
+        open(db).flush().unwrap();
+    });
+    crash_all(name, &moments, |db, _, promised| {
+        // What was not written is as the coalescer is made.
+        drop(open(db));
+        let counters = counters(db);
+        let mut sum = 0;
+        for event in 0..ITEMS {
+            let count = number(&counters, &format!("{event}"));
+            let is_promised = promised.iter().any(|(promised, _)| *promised == event);
+            if count > 1 || is_promised && count != 1 {
+                return Err(format!("operand {event} counts {count} times; {is_promised}"));
+            }
+            sum += count;
+        }
+        // Of each thread at most one is under way: its own key has it, or both have.
+        let all = number(&counters, "all");
+        if !(sum - 2..=sum).contains(&all) {
+            return Err(format!("{sum} of single keys, {all} in all"));
+        }
+        Ok(())
+    });
+}

@@ -248,7 +248,12 @@ fn open(dir: &Path) -> esker::Result<(Db, Keyspace, Keyspace)> {
     // The least memory there can be: memtables of 256 KiB and logs of 1 MiB, so that a round sees
     // several of each.
     let builder = Db::builder(dir).memory(1 << 20).table_bytes(64 << 10).threads(2);
-    let builder = builder.filter(Filter::Bloom { bits_per_key: 10 }).compression(Compression::Lz4);
+    // Each open draws its filter, so tables with both kinds lie beside each other.
+    let filter = match fastrand::bool() {
+        true => Filter::Bloom { bits_per_key: 10 },
+        false => Filter::BinaryFuse8,
+    };
+    let builder = builder.filter(filter).compression(Compression::Lz4);
     let db = builder.read_mode(ReadMode::Mapped).open()?;
     let twin = db.keyspace("twin", KeyspaceOptions::new())?;
     let counts = db.keyspace("counts", KeyspaceOptions::new().merge(Counter::default()))?;

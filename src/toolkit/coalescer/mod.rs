@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! add --> [ shard ] [ shard ] ... --window over, or full--> [ turn ] --one batch--> the keyspace
-//!          one folded operand a key                          under way, with its token
+//!   |      one folded operand a key                          under way
+//!   +--> [ log of a queue ], if there is one: what is not written survives a crash
 //! ```
 //!
 //! 1. An operand is folded into the one of its key that is pending. Operators of the engine fold in
@@ -13,27 +14,29 @@
 //!    outcome a failure of the disk left unknown is simply committed again.
 //! 3. While a turn is under way, pending operands gather anew.
 //!
+//! With a queue an operand is first an event of its log, and acknowledged when that is. A turn is
+//! then committed by the queue's consumer, with the offset after its last event in the same record.
+//! The log is read only where something was lost from memory: at an open, and after a resume.
+//!
 //! # Reading through it
 //! What a key is worth is what a snapshot has, and the operands of the turn unless the snapshot saw
-//! its token, and what is pending. To take all three as of one moment: note how many turns have
-//! ended, take the snapshot, then, under the lock that begins and ends turns, look whether another
-//! one has ended since; if so, start over.
+//! its token, or its offset, and what is pending. To take all three as of one moment: note how many
+//! turns have ended, take the snapshot, then, under the lock that begins and ends turns, look whether
+//! another one has ended since; if so, start over.
 //!
-//! Lock order: the state, then the turn, then a shard.
+//! Lock order: the state, then the turn, then a shard, then the log of the queue.
+
+mod gathered;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-
-use hashbrown::HashTable;
-use smallvec::SmallVec;
 
 use crate::db::Db;
 use crate::db::batch::Batch;
 use crate::db::keyspace::Keyspace;
 use crate::db::once::EventId;
+use crate::db::snapshot::Snapshot;
 use crate::error::{BusyCause, Error, ErrorKind, Result};
 use crate::key;
 use crate::operator::{Merged, Operand, Quick};
@@ -41,23 +44,26 @@ use crate::options::Durability;
 use crate::read::get::fold;
 use crate::runtime::{Condvar, Mutex, Priority, Task};
 use crate::slice::Slice;
+use crate::toolkit::coalescer::gathered::{Gathered, Turn, put_events};
+use crate::toolkit::ingest::IngestQueue;
+use crate::toolkit::ingest::options::IngestOptions;
+use crate::toolkit::ingest::queue::Cut;
 use crate::write::pressure::{Patience, Pressure};
+use crate::write::ticket::Ticket;
 
-/// Enough that as many threads rarely meet; each is locked for some 20 ns.
-const SHARDS: usize = 16;
-/// What a pending key costs beside its bytes: its place in the table.
-const KEY_OVERHEAD_BYTES: usize = size_of::<Pending>() + 8;
 /// The source of the tokens of turns.
 const SOURCE: &str = "\0coalescer";
 /// A turn that could not be committed is tried again so often.
 const RETRY: Duration = Duration::from_millis(100);
+/// The log of a queue holds at most so much that is not written; a turn begins at an eighth of it.
+const LOG_BYTES_MAX: u64 = 256 << 20;
 
 /// Choices for a [`Coalescer`]. Make one with `default()` and change fields.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CoalescerOptions {
     /// Pending operands are written at the latest so long after the first of them came: what a
-    /// crash may cost, together with the time of a commit. Default 1 s.
+    /// crash may cost, together with the time of a commit, unless there is a `queue`. Default 1 s.
     pub window: Duration,
     /// Pending operands are written once they have so many keys. Default 100,000.
     pub keys_max: usize,
@@ -65,23 +71,28 @@ pub struct CoalescerOptions {
     /// waits, or gets `Busy`. At most an eighth of what the memory budget has for memtables.
     /// Default 8 MiB.
     pub bytes_max: usize,
-    /// What a write survives. Default: the level that the database was opened with.
+    /// What a write survives; with a `queue`, what an operand survives from the moment that it is
+    /// added. Default: the level that the database was opened with.
     pub durability: Option<Durability>,
+    /// Keep every operand in the log of the [`IngestQueue`] of this name until it is written: then
+    /// no crash costs one that was added. Default: none, nothing is kept.
+    pub queue: Option<String>,
 }
 
 impl Default for CoalescerOptions {
     fn default() -> CoalescerOptions {
         let (window, keys_max) = (Duration::from_secs(1), 100_000);
-        CoalescerOptions { window, keys_max, bytes_max: 8 << 20, durability: None }
+        CoalescerOptions { window, keys_max, bytes_max: 8 << 20, durability: None, queue: None }
     }
 }
 
 /// Folds operands of the same key in memory and writes one for each key and window. Share it by
 /// reference or in an `Arc`.
 ///
-/// A crash loses what was added since the last write: at most the window and the time of a commit.
-/// What is written is written once. Dropping the coalescer writes what is pending and waits for it;
-/// who needs to know how that ended calls [`Coalescer::flush`].
+/// A crash loses what was added since the last write: at most the window and the time of a commit;
+/// with [`CoalescerOptions::queue`] nothing: what was not written comes back when a coalescer with
+/// the same queue is made. What is written is written once. Dropping the coalescer writes what is
+/// pending and waits for it; who needs to know how that ended calls [`Coalescer::flush`].
 ///
 /// Operands keep their order for each key if one thread adds them; between them and operands that
 /// are merged past the coalescer there is no order.
@@ -92,45 +103,16 @@ pub struct Coalescer {
 
 struct Shared {
     db: Db,
-    keyspace: Keyspace,
     options: CoalescerOptions,
     durability: Durability,
     quick: Option<Quick>,
-    shards: [Mutex<HashTable<Pending>>; SHARDS],
-    /// Tells the tokens of this coalescer's turns from those of others; a turn adds its number.
-    instance: [u8; 24],
-    /// Keys and bytes in the shards.
-    key_count: AtomicUsize,
-    bytes: AtomicUsize,
-    turn: Mutex<TurnState>,
+    gathered: Arc<Gathered>,
+    queue: Option<IngestQueue>,
     state: Mutex<State>,
     /// Something became pending or too much is, a flush is wanted, or the coalescer closes.
     work: Condvar,
     /// A turn ended.
     ended: Condvar,
-}
-
-/// The operands of a key.
-struct Pending {
-    hash: u64,
-    key: Box<[u8]>,
-    /// The oldest operand; the only one if the operator is quick.
-    operand: SmallVec<[u8; 16]>,
-    later: Vec<Box<[u8]>>,
-}
-
-#[derive(Default)]
-struct TurnState {
-    under_way: Option<Arc<Turn>>,
-    /// Turns that were begun.
-    number: u64,
-    ended_count: u64,
-}
-
-/// What is being written.
-struct Turn {
-    shards: Vec<HashTable<Pending>>,
-    token: [u8; 24],
 }
 
 #[derive(Default)]
@@ -151,21 +133,13 @@ struct State {
     closed: bool,
 }
 
-impl Pending {
-    fn bytes(key: &[u8], operand: &[u8]) -> usize {
-        KEY_OVERHEAD_BYTES + key.len() + operand.len()
-    }
-
-    fn operands(&self) -> impl Iterator<Item = &[u8]> {
-        std::iter::once(&self.operand[..]).chain(self.later.iter().map(|operand| &**operand))
-    }
-}
-
 impl Coalescer {
-    /// A coalescer in front of `keyspace`, which has a merge operator.
+    /// A coalescer in front of `keyspace`, which has a merge operator. With a queue, what an earlier
+    /// session added and did not write is written first.
     ///
     /// # Errors
-    /// `InvalidArgument` if it has none, or a bound is 0; `Io` if no thread can be started.
+    /// `InvalidArgument` if it has none, or a bound is 0; `Io` if no thread can be started. With a
+    /// queue, as [`IngestQueue::open`].
     pub fn new(db: &Db, keyspace: &Keyspace, options: CoalescerOptions) -> Result<Coalescer> {
         let engine = db.engine();
         if !Arc::ptr_eq(&db.handle, &keyspace.handle) {
@@ -180,19 +154,19 @@ impl Coalescer {
             return Err(Error::invalid(format!("keyspace {name:?} has no merge operator")));
         };
         let bytes_max = options.bytes_max.min(engine.limits.memtables_bytes_max / 8);
-        let mut instance = [0; 24];
-        instance[..16].copy_from_slice(&fastrand::u128(..).to_le_bytes());
+        let quick = Quick::of(operator.name());
+        let gathered = Arc::new(Gathered::new(keyspace.clone(), quick));
+        let queue = match &options.queue {
+            Some(name) => Some(open_queue(db, name, &options, &gathered)?),
+            None => None,
+        };
         let shared = Arc::new(Shared {
             db: db.clone(),
-            keyspace: keyspace.clone(),
             durability: options.durability.unwrap_or(engine.options.durability),
-            quick: Quick::of(operator.name()),
+            quick,
             options: CoalescerOptions { bytes_max, ..options },
-            shards: Default::default(),
-            instance,
-            key_count: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-            turn: Mutex::default(),
+            gathered,
+            queue,
             state: Mutex::default(),
             work: Condvar::new(),
             ended: Condvar::new(),
@@ -204,10 +178,11 @@ impl Coalescer {
     }
 
     /// Adds an operand. Waits while too much is pending; an operand that folds into a pending one of
-    /// the same size never does.
+    /// the same size never does, unless there is a queue, whose log it takes room in.
     ///
     /// # Errors
-    /// `InvalidArgument` if key or operand is too large or the operator refuses it.
+    /// `InvalidArgument` if key or operand is too large or the operator refuses it. With a queue, as
+    /// [`IngestQueue::push`].
     #[inline]
     pub fn add<'a>(&self, key: impl AsRef<[u8]>, operand: impl Into<Operand<'a>>) -> Result<()> {
         self.shared.add(key.as_ref(), operand.into().as_bytes(), Patience::Wait)
@@ -263,18 +238,25 @@ impl Coalescer {
         state.failure.take().map_or(Ok(()), Err)
     }
 
+    /// The queue that keeps what is pending, if there is one: its statistics, its breaker, and
+    /// [`IngestQueue::resume`] after a failure of its log.
+    #[must_use]
+    pub fn queue(&self) -> Option<&IngestQueue> {
+        self.shared.queue.as_ref()
+    }
+
     /// How full it is, or how close the database is to being outrun, whichever is more.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
         let pending = self.pending().1 as f64 / (2 * self.shared.options.bytes_max) as f64;
-        self.shared.db.pressure().behind_queue(pending)
+        let log = self.shared.queue.as_ref().map_or(0.0, |queue| queue.pressure().value);
+        self.shared.db.pressure().behind_queue(pending.max(log))
     }
 
     /// Keys that have something pending, and the bytes that takes, without what is being written.
     #[must_use]
     pub fn pending(&self) -> (usize, usize) {
-        let Shared { key_count, bytes, .. } = &*self.shared;
-        (key_count.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed))
+        self.shared.gathered.pending()
     }
 }
 
@@ -285,68 +267,84 @@ impl Drop for Coalescer {
         if let Some(task) = self.task.take() {
             task.join();
         }
+        // What could not be written stays in the queue, whose consumer ends with it.
     }
 }
 
 impl fmt::Debug for Coalescer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ((keys, bytes), name) = (self.pending(), self.shared.keyspace.name());
+        let ((keys, bytes), name) = (self.pending(), self.shared.gathered.keyspace.name());
         write!(f, "Coalescer({name:?}, {keys} keys of {bytes} bytes pending)")
     }
 }
 
-impl Shared {
-    #[inline]
-    fn shard(hash: u64) -> usize {
-        (hash >> 60) as usize % SHARDS
-    }
+/// Opens the queue of a coalescer, and has what an earlier session left in it written.
+fn open_queue(
+    db: &Db,
+    name: &str,
+    options: &CoalescerOptions,
+    gathered: &Arc<Gathered>,
+) -> Result<IngestQueue> {
+    let mut of_queue = IngestOptions::default();
+    (of_queue.durability, of_queue.bytes_max) = (options.durability, LOG_BYTES_MAX);
+    let keyspace = gathered.keyspace.clone();
+    let queue =
+        IngestQueue::gathering(db, name, of_queue, gathered.clone(), move |events, batch| {
+            put_events(&keyspace, events.iter().map(|event| (event.key, event.bytes)), batch);
+            Ok(())
+        })?;
+    queue.flush()?;
+    Ok(queue)
+}
 
+impl Shared {
     #[inline]
     fn add(&self, key: &[u8], operand: &[u8], patience: Patience) -> Result<()> {
         if !self.quick.is_some_and(|quick| quick.takes(operand)) {
-            self.keyspace.tree.check_operand(operand)?;
+            self.gathered.keyspace.tree.check_operand(operand)?;
         }
         let hash = key::hash(key);
-        let mut shard = self.shards[Shared::shard(hash)].lock();
-        if let Some(quick) = self.quick
-            && let Some(pending) = shard.find_mut(hash, |pending| *pending.key == *key)
-            // `append` grows.
-            && quick != Quick::Append
-        {
-            quick.fold(&mut pending.operand, operand);
+        if self.queue.is_none() && self.gathered.shard(hash).fold(self.quick, hash, key, operand) {
             return Ok(());
         }
-        drop(shard);
         self.add_more(hash, key, operand, patience)
     }
 
-    /// Adds what takes memory.
+    /// Adds what takes memory, or room in the log of the queue.
     #[cold]
     fn add_more(&self, hash: u64, key: &[u8], operand: &[u8], patience: Patience) -> Result<()> {
         self.db.engine().check_sizes(key, operand)?;
-        self.wait_room(Pending::bytes(key, operand), patience)?;
-        let mut shard = self.shards[Shared::shard(hash)].lock();
-        let is_first = match shard.find_mut(hash, |pending| *pending.key == *key) {
-            Some(pending) => {
-                match self.quick {
-                    Some(quick) => quick.fold(&mut pending.operand, operand),
-                    None => pending.later.push(operand.into()),
-                }
-                self.bytes.fetch_add(operand.len(), Ordering::Relaxed);
-                false
-            }
-            None => {
-                let operand = SmallVec::from_slice(operand);
-                let bytes = Pending::bytes(key, &operand);
-                let pending = Pending { hash, key: key.into(), operand, later: Vec::new() };
-                shard.insert_unique(hash, pending, |pending| pending.hash);
-                self.bytes.fetch_add(bytes, Ordering::Relaxed);
-                self.key_count.fetch_add(1, Ordering::Relaxed) == 0
-            }
+        let Some(queue) = &self.queue else {
+            self.wait_room(Gathered::bytes_of(key, operand), patience)?;
+            let mut shard = self.gathered.shard(hash);
+            let is_first = self.gathered.insert(&mut shard, hash, key, operand);
+            drop(shard);
+            self.note_pending(is_first);
+            return Ok(());
         };
+        if !self.gathered.shard(hash).has(hash, key) {
+            self.wait_room(Gathered::bytes_of(key, operand), patience)?;
+        }
+        let now = queue.queue.admit(key, operand, patience)?;
+        let mut shard = self.gathered.shard(hash);
+        let (log, place) = queue.queue.append(key, operand, now)?;
+        let folds = shard.fold(self.quick, hash, key, operand);
+        let is_first = !folds && self.gathered.insert(&mut shard, hash, key, operand);
+        let pipeline = log.pipeline.clone();
+        shard.last = Some(Cut { number: place.last_seqno, lsn: place.end_lsn, log });
         drop(shard);
-        let is_full = self.key_count.load(Ordering::Relaxed) >= self.options.keys_max
-            || self.bytes.load(Ordering::Relaxed) >= self.options.bytes_max;
+        self.note_pending(is_first);
+        Ticket::new(pipeline, place, self.durability).wait()
+    }
+
+    /// Sees to it that what became pending is written in time.
+    fn note_pending(&self, is_first: bool) {
+        let (keys, bytes) = self.gathered.pending();
+        let log_bytes =
+            self.queue.as_ref().map_or(0, |queue| queue.queue.log.load().backlog_bytes());
+        let is_full = keys >= self.options.keys_max
+            || bytes >= self.options.bytes_max
+            || log_bytes >= LOG_BYTES_MAX / 8;
         if is_first || is_full {
             let now = self.db.engine().runtime.now();
             let mut state = self.state.lock();
@@ -354,13 +352,12 @@ impl Shared {
             state.is_full |= is_full;
             self.work.notify_one();
         }
-        Ok(())
     }
 
     /// Waits until so many bytes more may become pending.
     fn wait_room(&self, bytes: usize, patience: Patience) -> Result<()> {
         let has_room = || {
-            let pending = self.bytes.load(Ordering::Relaxed);
+            let pending = self.gathered.pending().1;
             pending == 0 || pending + bytes <= 2 * self.options.bytes_max
         };
         if has_room() {
@@ -400,36 +397,46 @@ impl Shared {
     // Reads.
 
     fn get(&self, key: &[u8]) -> Result<Option<Slice>> {
-        let hash = key::hash(key);
+        let (hash, keyspace) = (key::hash(key), &self.gathered.keyspace);
         loop {
-            let before = self.turn.lock().ended_count;
+            let before = self.gathered.turn.lock().ended_count;
+            if let Some(queue) = &self.queue {
+                queue.queue.wait_replayed()?;
+            }
             let snapshot = self.db.snapshot();
-            let turn = self.turn.lock();
+            let turn = self.gathered.turn.lock();
             if turn.ended_count != before {
                 continue;
             }
-            let (mut pending, under_way) = (Vec::new(), turn.under_way.clone());
-            let shard = self.shards[Shared::shard(hash)].lock();
-            let found = shard.find(hash, |pending| *pending.key == *key);
-            pending.extend(found.iter().flat_map(|found| found.operands()).map(Slice::from));
-            drop((shard, turn));
+            let under_way = turn.under_way.clone();
+            let pending = self.gathered.operands(hash, key);
+            drop(turn);
 
-            let mut operands: Vec<Slice> = Vec::new();
-            let of_turn = under_way.as_ref().and_then(|turn| turn.find(hash, key));
-            if let (Some(turn), Some(found)) = (&under_way, of_turn) {
-                let saw = self.db.engine().saw(&turn.event(), snapshot.seqno())?;
-                operands.extend(found.operands().filter(|_| !saw).map(Slice::from));
+            let of_turn = under_way.as_ref().map(|turn| turn.operands(hash, key));
+            let mut operands = of_turn.unwrap_or_default();
+            if let (Some(turn), false) = (&under_way, operands.is_empty())
+                && self.saw(turn, &snapshot)?
+            {
+                operands.clear();
             }
             operands.extend(pending);
-            let base = snapshot.keyspace(&self.keyspace)?.get(key)?;
+            let base = snapshot.keyspace(keyspace)?.get(key)?;
             if operands.is_empty() {
                 return Ok(base);
             }
             operands.reverse();
-            return match fold(&self.keyspace.tree, key, base.as_deref(), &operands)? {
+            return match fold(&keyspace.tree, key, base.as_deref(), &operands)? {
                 Merged::Put(value) => Ok(Some(Slice::from(&value[..]))),
                 Merged::Delete => Ok(None),
             };
+        }
+    }
+
+    /// True if a snapshot has what this turn wrote.
+    fn saw(&self, turn: &Turn, snapshot: &Snapshot) -> Result<bool> {
+        match (&self.queue, &turn.cut) {
+            (Some(queue), Some(cut)) => Ok(queue.queue.applied_at(snapshot)? >= cut.number),
+            _ => self.db.engine().saw(&event(turn), snapshot.seqno()),
         }
     }
 
@@ -446,7 +453,7 @@ impl Shared {
             // There is room again.
             self.ended.notify_all();
             let committed = self.commit_turn(&mut batch);
-            is_stuck = self.turn.lock().under_way.is_some();
+            is_stuck = self.gathered.turn.lock().under_way.is_some();
             let took = runtime.now().saturating_sub(began_at);
             let mut state = self.state.lock();
             state.turn_time = (state.turn_time * 3 + took) / 4;
@@ -462,7 +469,7 @@ impl Shared {
             }
             self.ended.notify_all();
             if is_stuck && state.closed {
-                // The loss that the window states.
+                // The loss that the window states, unless there is a queue.
                 return;
             }
         }
@@ -480,7 +487,7 @@ impl Shared {
             return Some(state.wanted_count);
         }
         loop {
-            if state.closed && self.key_count.load(Ordering::Relaxed) == 0 {
+            if state.closed && self.gathered.pending().0 == 0 {
                 return None;
             }
             let age = |since: Duration| runtime.now().saturating_sub(since);
@@ -496,91 +503,47 @@ impl Shared {
         }
     }
 
-    /// Takes everything out of the shards, and puts it into the batch. False if an earlier turn is
-    /// still under way.
+    /// Begins a turn, and fills the batch with it unless the queue's consumer will. False if an
+    /// earlier turn is still under way.
     fn begin_turn(&self, batch: &mut Batch) -> bool {
         {
             let mut state = self.state.lock();
-            let turn = self.turn.lock();
-            if turn.under_way.is_some() {
+            if self.gathered.turn.lock().under_way.is_some() {
                 return false;
             }
             (state.is_full, state.since) = (false, None);
         }
-        let mut turn = self.turn.lock();
-        let taken = self.shards.iter().map(|shard| std::mem::take(&mut *shard.lock()));
-        let shards: Vec<HashTable<Pending>> = taken.collect();
-        let pendings = || shards.iter().flat_map(HashTable::iter);
-        let keys = pendings().count();
-        let bytes = |pending: &Pending| {
-            let operands: usize = pending.operands().map(<[u8]>::len).sum();
-            Pending::bytes(&pending.key, &[]) + operands
-        };
-        self.bytes.fetch_sub(pendings().map(bytes).sum(), Ordering::Relaxed);
-        let left = self.key_count.fetch_sub(keys, Ordering::Relaxed) - keys;
-        if keys > 0 {
-            turn.number += 1;
-            let mut token = self.instance;
-            token[16..].copy_from_slice(&turn.number.to_le_bytes());
-            let begun = Arc::new(Turn { shards, token });
-            turn.under_way = Some(begun.clone());
-            drop(turn);
+        let begun = self.gathered.begin_turn();
+        if let (Some(turn), None) = (&begun, &self.queue) {
             batch.clear();
             // Operators are called here: no lock is held.
-            let all = begun.shards.iter().flat_map(HashTable::iter);
-            all.for_each(|pending| self.put_into(batch, pending));
-        }
-        if left > 0 {
-            // It came while the shards were emptied, and did not look like the first.
-            let now = self.db.engine().runtime.now();
-            self.state.lock().since.get_or_insert(now);
+            self.gathered.put_into(batch, turn);
         }
         true
     }
 
-    fn put_into(&self, batch: &mut Batch, pending: &Pending) {
-        let operands: Vec<&[u8]> = pending.operands().collect();
-        if operands.len() > 1
-            && let Some(operator) = self.keyspace.tree.operator()
-        {
-            let partial = AssertUnwindSafe(|| operator.partial(&pending.key, &operands));
-            if let Ok(Some(folded)) = catch_unwind(partial) {
-                batch.merge(&self.keyspace, &pending.key, &folded);
-                return;
-            }
-        }
-        for operand in operands {
-            batch.merge(&self.keyspace, &pending.key, operand);
-        }
-    }
-
     /// Commits the turn that is under way, if one is.
     fn commit_turn(&self, batch: &mut Batch) -> Result<()> {
-        let under_way = self.turn.lock().under_way.clone();
+        let under_way = self.gathered.turn.lock().under_way.clone();
         let Some(begun) = under_way else { return Ok(()) };
-        // Once it was placed the batch is empty, and committing it again only asks for its token.
-        let committed = batch.commit_once_with(begun.event(), self.durability);
+        let committed = match (&self.queue, &begun.cut) {
+            (Some(queue), Some(cut)) => queue.queue.apply_turn(cut),
+            // Once it was placed the batch is empty, and committing it again only asks for its token.
+            _ => batch.commit_once_with(event(&begun), self.durability).map(|_| ()),
+        };
         let is_over = match &committed {
-            Ok(_) => true,
+            Ok(()) => true,
             // Nothing that comes later would help.
             Err(error) => matches!(error.kind(), ErrorKind::Closed | ErrorKind::InvalidArgument),
         };
         if is_over {
             batch.clear();
-            let mut turn = self.turn.lock();
-            turn.under_way = None;
-            turn.ended_count += 1;
+            self.gathered.end_turn();
         }
-        committed.map(|_| ())
+        committed
     }
 }
 
-impl Turn {
-    fn event(&self) -> EventId<'_> {
-        EventId::new(SOURCE, &self.token)
-    }
-
-    fn find(&self, hash: u64, key: &[u8]) -> Option<&Pending> {
-        self.shards[Shared::shard(hash)].find(hash, |pending| *pending.key == *key)
-    }
+fn event(turn: &Turn) -> EventId<'_> {
+    EventId::new(SOURCE, &turn.token)
 }
