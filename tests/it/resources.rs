@@ -14,7 +14,7 @@ use esker::fs::intercept::{Call, Intercepted, Interceptor, Verdict};
 use esker::fs::sim::SimFs;
 use esker::fs::{Fs, RealFs};
 use esker::runtime::{Priority, Runtime, Task};
-use esker::{BreakerState, BusyCause, Compression, Db, ErrorKind, Options, Resources, StallStats};
+use esker::{BreakerState, BusyCause, Compression, Db, Options, Resources, StallStats};
 
 /// Bytes a second that the disk writes.
 const DISK_RATE: f64 = 40e6;
@@ -193,7 +193,8 @@ fn eight_databases_under_load_keep_to_one_budget() {
     let counts: Vec<u64> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
     println!("memtables up to {memtables}, all of it up to {total}; records {counts:?}");
     assert!(all.iter().map(stalled).sum::<Duration>() > Duration::from_secs(1), "no overload");
-    assert!(memtables <= (MEMORY / 2 + MEMORY / 8) as u64, "memtables of {memtables} bytes");
+    // Half of the budget, and a memtable more: those below an equal share are not held back.
+    assert!(memtables <= (MEMORY / 2 + MEMORY / 4) as u64, "memtables of {memtables} bytes");
     assert!(total <= MEMORY as u64, "{total} bytes");
     // Those with one writer had the same share of the time when all were there.
     assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
@@ -208,11 +209,9 @@ fn memory_pressure_is_of_who_holds_the_memory() {
     let (large, small) = (shared.open("large"), shared.open("small"));
     small.put(key(0), VALUE).unwrap();
     let mut number = 0;
-    while large.pressure().value < 0.9 {
-        large.try_put(key(number), VALUE).map_or_else(
-            |error| assert!(matches!(error.kind(), ErrorKind::Busy { .. })),
-            |()| number += 1,
-        );
+    while large.pressure().allowed_rate.is_none() {
+        large.try_put(key(number), VALUE).unwrap();
+        number += 1;
     }
     assert_eq!(large.pressure().cause, BusyCause::Memory);
     small.try_put(key(1), VALUE).unwrap();
