@@ -125,6 +125,10 @@ impl Work {
 }
 
 impl Running {
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// Does the job. Gives back the engine it was one of.
     pub fn run(mut self, aside: &Aside<'_>) -> Arc<Engine> {
         self.failed = self.engine.run_job(&self.job, aside).is_err();
