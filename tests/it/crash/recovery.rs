@@ -26,7 +26,9 @@ pub fn recover(disk: &SimFs, reading: Reading) -> Result<u64, String> {
 pub fn write_on(disk: &SimFs, print: u64) -> Result<(), String> {
     let (key, value) = (b"written on", b"after the recovery");
     let result = catch_unwind(AssertUnwindSafe(|| {
-        let db = open(Arc::new(disk.clone())).map_err(|error| format!("not again: {error}"))?;
+        // With threads: pressure makes the commit wait for what only they can do.
+        let db = open_in(Runtime::stepper(print), Arc::new(disk.clone()));
+        let db = db.map_err(|error| format!("not again: {error}"))?;
         let mut batch = db.batch();
         let committed = batch.put(&db, key, value).commit_with(Durability::Disk);
         committed.map_err(|error| format!("a commit after the recovery failed: {error}"))
@@ -46,9 +48,13 @@ pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// Opens without threads.
 pub fn open(fs: Arc<dyn Fs>) -> esker::Result<Db> {
+    open_in(Runtime::alone(), fs)
+}
+
+fn open_in(runtime: Runtime, fs: Arc<dyn Fs>) -> esker::Result<Db> {
     // Made once: it asks the operating system how many cores there are.
     static OPTIONS: LazyLock<Options> = LazyLock::new(Options::tiny);
-    Db::open_on(fs, Runtime::alone(), DIR, OPTIONS.clone())
+    Db::open_on(fs, runtime, DIR, OPTIONS.clone())
 }
 
 /// Everything that a database on this disk holds.
