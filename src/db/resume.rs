@@ -113,6 +113,9 @@ impl Engine {
         copied: Lsn,
         rescued: Vec<(Arc<Tree>, Vec<Added<Table>>)>,
     ) -> Result<()> {
+        // A spare that was being made now would have a lower number than the log begun here, and
+        // follow it: then the replay would go back.
+        let _no_other_spare = self.work.hold_spares();
         let mut catalog = self.catalog.lock();
         let logs = &self.pipeline.logs;
         let first_lsn = logs.capacity_end();

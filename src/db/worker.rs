@@ -19,7 +19,7 @@ use crate::file::{FileNumber, HEADER_BYTES};
 use crate::key::{KeyspaceId, SeqNo};
 use crate::memtable::Memtable;
 use crate::options::Limits;
-use crate::runtime::{Condvar, Mutex, Priority, Task};
+use crate::runtime::{Condvar, Mutex, MutexGuard, Priority, Task};
 use crate::tree::Tree;
 
 /// How often a full disk is probed, and free space looked at.
@@ -97,6 +97,11 @@ impl Default for Work {
 }
 
 impl Work {
+    /// Nobody else makes a spare log meanwhile. Lock order: before the catalog.
+    pub fn hold_spares(&self) -> MutexGuard<'_, ()> {
+        self.preparing.lock()
+    }
+
     /// There may be a job.
     pub fn wake(&self) {
         // Under the lock, or a worker between its look and its wait would miss it.
@@ -430,7 +435,7 @@ impl Engine {
     pub fn prepare_spare(&self, record_bytes: u64) -> Result<()> {
         let logs = &self.pipeline.logs;
         // One at a time: numbers of log files rise with their positions.
-        let _one_at_a_time = self.work.preparing.lock();
+        let _one_at_a_time = self.work.hold_spares();
         if logs.has_spare(record_bytes) {
             return Ok(());
         }

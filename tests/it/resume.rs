@@ -231,3 +231,44 @@ fn a_drop_right_after_a_resume_is_carried_out() {
     let db = open(sim);
     assert_eq!(db.keyspace_names(), ["default"]);
 }
+
+/// Bug: after a full disk had healed, the manifest was damaged: "the log of the replay goes back".
+/// Cause: the log's thread was making a spare while a resume began a log of its own, with a higher
+/// number; the spare followed it.
+/// Fix: nobody makes a spare during a resume (`hold_spares`).
+#[test]
+fn numbers_of_logs_rise_over_a_resume() {
+    for seed in 0..500 {
+        let sim = SimFs::new();
+        sim.on_call(Arc::new(|_, _, _| esker::runtime::yield_point()));
+        let fs = FaultFs::over_sim(sim.clone());
+        let open_in = |seed| {
+            Db::open_on(Arc::new(fs.clone()), Runtime::stepper(seed), DIR, Options::tiny()).unwrap()
+        };
+        let db = open_in(seed);
+        (0..200).for_each(|i| db.put(key(i % 60), "v".repeat(20)).unwrap());
+        drop(db);
+        // Opened again, it compacts at once, while its first spare is being made.
+        let db = open_in(seed);
+        let on = Select::all().name("sync").file("manifest");
+        fs.arm(Fault::new(FaultKind::NoSpace).on(on).nth(seed % 2));
+        let (mut acknowledged, mut refused) = (60, 0);
+        while acknowledged < 150 {
+            match db.put(key(acknowledged), "v".repeat(20)) {
+                Ok(()) => acknowledged += 1,
+                Err(error) => {
+                    let cause = db.breaker().1;
+                    assert_ne!(cause, Some(DegradedCause::Corruption), "seed {seed}: {error}");
+                    // A worker may be resuming, and the fault may meet a resume.
+                    refused += 1;
+                    assert!(refused < 10_000, "seed {seed}: {error}");
+                    let _ = db.resume();
+                    esker::runtime::yield_point();
+                }
+            }
+        }
+        assert_eq!(fs.fired(), 1, "seed {seed}");
+        let again = open(sim.snapshot().crash(&Survival::Everything));
+        (0..acknowledged).for_each(|i| assert!(again.contains(key(i)).unwrap(), "seed {seed}"));
+    }
+}
