@@ -186,7 +186,9 @@ pub(crate) fn recover(
     let Found { lock, mut state, by_key, unused, member, cut } = found;
     let limits = options.limits();
     let chunk_bytes = (limits.memtable_bytes / 16).clamp(4 << 10, 1 << 20);
-    let pool = ArenaPool::new(chunk_bytes, limits.memtables_bytes_max, limits.leaf_slots);
+    let kept_bytes_max = limits.memtables_bytes_max;
+    let pool =
+        ArenaPool::new(chunk_bytes, kept_bytes_max, limits.leaf_slots, limits.memtable_bytes);
     let mut recovery = Recovering::new(fs, dir, options, limits, pool, &state)?;
     recovery.by_key = by_key;
     recovery.unused.extend(unused);

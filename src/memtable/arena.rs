@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use crate::key::{EntryKind, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::memtable::filter::FilterPool;
 
 /// Size of an arena's first chunk.
 const FIRST_CHUNK_BYTES: usize = 4 << 10;
@@ -47,6 +48,7 @@ pub(crate) struct ArenaPool {
     /// While there are more chunks than this, used and free ones together, those that come back go
     /// back to the allocator: what memtables give up is not to be held on top of what they have.
     kept_max: usize,
+    filters: Arc<FilterPool>,
     pooled: Mutex<Pooled>,
 }
 
@@ -58,15 +60,21 @@ struct Pooled {
 
 impl ArenaPool {
     /// A pool of chunks of `chunk_bytes` each that keeps some for reuse while there are at most
-    /// `kept_bytes_max` of them, used ones included, for memtables whose leaves are split at
-    /// `leaf_slots` entries.
+    /// `kept_bytes_max` of them, used ones included, for memtables of about `memtable_bytes` whose
+    /// leaves are split at `leaf_slots` entries.
     ///
     /// # Panics
     /// If `chunk_bytes` is not in 4 KiB..=16 MiB.
-    pub fn new(chunk_bytes: usize, kept_bytes_max: usize, leaf_slots: usize) -> Arc<ArenaPool> {
+    pub fn new(
+        chunk_bytes: usize,
+        kept_bytes_max: usize,
+        leaf_slots: usize,
+        memtable_bytes: usize,
+    ) -> Arc<ArenaPool> {
         assert!((FIRST_CHUNK_BYTES..=16 << 20).contains(&chunk_bytes));
         let kept_max = kept_bytes_max / chunk_bytes;
-        Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_max, pooled: Mutex::default() })
+        let filters = Arc::new(FilterPool::new(memtable_bytes));
+        Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_max, filters, pooled: Mutex::default() })
     }
 
     /// Memtables split their leaves at so many entries.
@@ -74,9 +82,15 @@ impl ArenaPool {
         self.leaf_slots
     }
 
-    /// Bytes in chunks that no memtable uses.
+    /// Where memtables take their filters from.
+    pub(super) fn filters(&self) -> &Arc<FilterPool> {
+        &self.filters
+    }
+
+    /// Bytes in chunks and filters that no memtable uses.
     pub fn free_bytes(&self) -> usize {
-        self.pooled.lock().free.len() * self.chunk_bytes
+        let free = self.pooled.lock().free.len();
+        free * self.chunk_bytes + self.filters.free_bytes()
     }
 
     fn take(&self) -> Memory {
@@ -421,7 +435,7 @@ mod tests {
 
     #[test]
     fn entries_of_every_size_come_back() {
-        let pool = ArenaPool::new(64 << 10, 1 << 20, 256);
+        let pool = ArenaPool::new(64 << 10, 1 << 20, 256, 1 << 20);
         let arena = Arena::new(&pool);
         assert!(arena.is_empty());
         assert_eq!(arena.held_bytes(), 0);
@@ -446,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_small_arena_holds_little_and_chunks_are_reused() {
-        let pool = ArenaPool::new(64 << 10, 100 << 10, 256);
+        let pool = ArenaPool::new(64 << 10, 100 << 10, 256, 1 << 20);
         let arena = Arena::new(&pool);
         arena.write(b"k", EntryKind::Put, b"v");
         assert_eq!(arena.held_bytes(), FIRST_CHUNK_BYTES);
@@ -470,7 +484,7 @@ mod tests {
 
     #[test]
     fn threads_never_share_bytes() {
-        let pool = ArenaPool::new(4 << 10, 0, 256);
+        let pool = ArenaPool::new(4 << 10, 0, 256, 1 << 20);
         let arena = Arena::new(&pool);
         std::thread::scope(|scope| {
             for thread in 0..4u8 {

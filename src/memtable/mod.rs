@@ -3,6 +3,7 @@
 //! - `position`: where an entry stands in the order, compared without following pointers.
 //! - `arena`: the memory of the entries, and the pool it comes from.
 //! - `leaf`: some hundred slots that point at entries.
+//! - `filter`: tells of most keys that they are not here.
 //! - `collapse`: what a leaf that is sorted anew may leave out.
 //! - `cursor`: walks the leaves.
 //!
@@ -57,6 +58,7 @@ mod arena;
 pub mod bench;
 mod collapse;
 mod cursor;
+mod filter;
 mod leaf;
 mod position;
 #[cfg(test)]
@@ -78,7 +80,8 @@ pub(crate) use crate::memtable::cursor::MemtableCursor;
 
 use crate::cursor::ValueRef;
 use crate::key::{EntryKind, SeqNo, hash};
-use crate::memtable::arena::Arena;
+use crate::memtable::arena::{Arena, prefetch};
+use crate::memtable::filter::Filter;
 use crate::memtable::leaf::{Header, LeafRef, OwnedLeaf, Run, Slot, TAIL_SLOTS_MAX};
 use crate::memtable::position::Position;
 use crate::operator::Quick;
@@ -133,6 +136,7 @@ pub(crate) enum Stopped {
 pub(crate) struct Memtable {
     index: SkipList<Lower, Node>,
     arena: Arena,
+    filter: Filter,
     shape: Shape,
     /// Bytes of the current leaves and the index. Replaced leaves that are not freed yet do not
     /// count: a few per thread.
@@ -199,9 +203,9 @@ impl Memtable {
     fn with_shape(pool: &Arc<ArenaPool>, shape: Shape) -> Memtable {
         assert!(shape.slots_max >= 2 && (1..=TAIL_SLOTS_MAX).contains(&shape.tail_max));
         let index = SkipList::new(epoch::default_collector().clone());
-        let arena = Arena::new(pool);
+        let (arena, filter) = (Arena::new(pool), Filter::new(pool.filters()));
         let (leaves_bytes, tombstones) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let memtable = Memtable { index, arena, shape, leaves_bytes, tombstones };
+        let memtable = Memtable { index, arena, filter, shape, leaves_bytes, tombstones };
         let first = OwnedLeaf::new(
             &Run::default(),
             0..0,
@@ -244,8 +248,9 @@ impl Memtable {
         let hash = hash(key);
         let position = Position::new(key, seqno);
         let (lower, node) = self.node_at(&position, guard);
-        // The leaf is rarely in the cache; it arrives while other things are being done.
+        // They are rarely in the cache, and arrive while other things are being done.
         node.leaf(guard).prefetch_header();
+        prefetch(self.filter.place(hash));
         Found { key, hash, position, lower, node }
     }
 
@@ -263,6 +268,7 @@ impl Memtable {
         }
         let Found { key, hash, position, mut lower, mut node } = found;
         let slot = self.write(&position, key, kind, value);
+        self.filter.add(hash, self.arena.held_bytes());
         race(RacePoint::Found);
         loop {
             let locked = node.lock();
@@ -293,6 +299,9 @@ impl Memtable {
         F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
     {
         debug_assert_eq!(hash, crate::key::hash(key));
+        if !self.filter.may_have(hash) {
+            return ControlFlow::Continue(());
+        }
         let target = Position::new(key, snapshot);
         let mut visit = |slot: &Slot| {
             f(slot.seqno(), slot.kind(), ValueRef { bytes: slot.value(), owner: None })
@@ -314,6 +323,12 @@ impl Memtable {
         }
     }
 
+    /// Begins to load what [`Memtable::visit`] looks at first, for the key of this hash.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(self.filter.place(hash));
+    }
+
     /// A cursor over everything; on no entry until a seek.
     ///
     /// After a seek it shows every entry whose insertion was complete when the seek began, and
@@ -322,9 +337,9 @@ impl Memtable {
         MemtableCursor::new(Arc::clone(self))
     }
 
-    /// Bytes of memory held: entries, leaves and an estimate of the index.
+    /// Bytes of memory held: entries, leaves, the filter and an estimate of the index.
     pub fn bytes(&self) -> usize {
-        self.arena.held_bytes() + self.leaves_bytes.load(Ordering::Relaxed)
+        self.arena.held_bytes() + self.leaves_bytes.load(Ordering::Relaxed) + self.filter.bytes()
     }
 
     /// How many entries were added, versions counted singly.
