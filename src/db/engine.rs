@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 
 use crate::batch::{BatchBuilder, Operation, Operations, Payload};
 use crate::coding::Decoded;
+use crate::compaction::picker::level0_patience;
 use crate::cursor::ValueRef;
 use crate::db::catalog::Catalog;
 use crate::db::once::Tokens;
@@ -469,7 +470,10 @@ impl Engine {
         let limits = &self.limits;
         let logs_bytes = self.pipeline.logs.live_bytes();
         let memtables_bytes = self.memtables_bytes();
-        let level0_runs = |tree: &Arc<Tree>| tree.view().version.level0().len();
+        let level0_runs = |tree: &Arc<Tree>| {
+            let version = &tree.view().version;
+            (version.level0().len() as f64 / level0_patience(version, limits)) as usize
+        };
         let debt = |tree: &Arc<Tree>| tree.debt_bytes.load(Ordering::Relaxed);
         let stored: u64 = trees.iter().map(|tree| tree.table_bytes()).sum();
         self.pressure.update(&Measures {

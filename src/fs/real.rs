@@ -242,6 +242,26 @@ impl File for RealFile {
         self.0.sync_data()
     }
 
+    fn write_back(&self, offset: u64, bytes: u64) {
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::fd::AsRawFd;
+            let (offset, bytes) = (offset as libc::off64_t, bytes as libc::off64_t);
+            #[expect(unsafe_code, reason = "rustix does not have it")]
+            // SAFETY: the descriptor is open as long as `self` lives; no memory is passed.
+            let _ = unsafe {
+                libc::sync_file_range(
+                    self.0.as_raw_fd(),
+                    offset,
+                    bytes,
+                    libc::SYNC_FILE_RANGE_WRITE,
+                )
+            };
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (offset, bytes);
+    }
+
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         if bytes == 0 {
             return Ok(());

@@ -253,7 +253,8 @@ mod tests {
             [2, 4, 8, 32].into_iter().flat_map(|slots| (0..24).map(move |s| (slots, s)))
         {
             let rng = &mut fastrand::Rng::with_seed(seed);
-            let memtable = Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, slots, 64 << 10)));
+            let memtable =
+                Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, slots, 64 << 10)));
             let (world, mut model) = (World(AtomicU64::new(0)), BTreeMap::new());
             for seqno in 1..2000 {
                 put_random(&memtable, &world, rng, seqno, &mut model);
@@ -347,7 +348,8 @@ mod tests {
     fn readers_see_whole_keys_while_leaves_collapse_and_merge() {
         const WRITES: u64 = 60_000;
         for slots in [4, 16, 256] {
-            let memtable = Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, slots, 64 << 10)));
+            let memtable =
+                Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, slots, 64 << 10)));
             let (visible, done) = (AtomicU64::new(0), AtomicBool::new(false));
             let reading = [const { AtomicU64::new(u64::MAX) }; 2];
             let lock = parking_lot::Mutex::new(());
