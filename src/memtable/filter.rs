@@ -163,7 +163,8 @@ mod tests {
         assert!(small > 0, "the first keys went into the small part");
         assert_eq!(filter.bytes(), (8 << 20) / 128);
         let wrong = (count..2 * count).filter(|number| filter.may_have(key(*number))).count();
-        assert!(wrong < count as usize / 20, "{wrong} of {count}");
+        // 6.8 %: words of eight keys on average, some of twice as many.
+        assert!(wrong < count as usize / 12, "{wrong} of {count}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Engines take turns group by group, and their order is reversed in every other round, so that
 //! none always runs on the disk that another has just filled. Before each child the kernel writes
-//! out what the one before left.
+//! out what the one before left, and memory is claimed from the host.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -84,6 +84,7 @@ fn play(job: Job, round: usize, bar: &ProgressBar, results: &mut Results) -> Res
     };
     // Otherwise the disk still writes what the last database left.
     rustix::fs::sync();
+    machine::claim_memory();
     for &stage in stages {
         let job = Job { stage, ..job.clone() };
         let (engine, group) = (job.engine, job.group);
