@@ -43,6 +43,8 @@ mod db;
 
 mod toolkit;
 
+mod shard;
+
 pub mod tools;
 
 #[cfg(feature = "testing")]
@@ -52,6 +54,7 @@ pub mod fuzz;
 pub use crate::db::batch::Batch;
 pub use crate::db::keyspace::{Keyspace, KeyspaceOptions};
 pub use crate::db::once::{EventId, Outcome};
+pub use crate::db::resources::Resources;
 pub use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};
 pub use crate::db::stats::{KeyspaceStats, LevelStats, MemoryStats, Stats};
 pub use crate::db::{Db, DbBuilder};

@@ -17,13 +17,13 @@ use crate::db::Db;
 use crate::db::cut;
 use crate::db::engine::Engine;
 use crate::db::open::{self, Found, Prepared};
+use crate::db::resources::Resources;
 use crate::db::snapshot::Snapshot;
 use crate::error::{Error, Result};
 use crate::file::{Lsn, ShardNumber};
 use crate::fs::Fs;
 use crate::key::SeqNo;
 use crate::options::{Durability, Options, Recovery};
-use crate::runtime::Runtime;
 use crate::tree::Tree;
 use crate::write::closing::{Joints, Member, Rule};
 use crate::write::commit::Memtables;
@@ -58,11 +58,12 @@ pub(crate) struct JointPart<'a> {
 /// these, and if one lacks what another proves to have been safe.
 pub(crate) fn open_shards(
     fs: &Arc<dyn Fs>,
-    runtime: &Runtime,
+    resources: &Resources,
     joints: &Arc<Joints>,
     shards: &[ShardDir],
     options: &Options,
 ) -> Result<Vec<Db>> {
+    let options = &resources.adapt(options.clone());
     let in_shard = |dir: &Path| {
         let what = format!("open {}", dir.display());
         move |error: Error| error.context(what)
@@ -86,14 +87,14 @@ pub(crate) fn open_shards(
     for ((ShardDir { shard, dir }, prepared), cut) in shards.iter().zip(prepared).zip(cuts) {
         let member = Some(Member { joints: joints.clone(), shard: *shard });
         let found = Found { member, cut, ..Found::new(prepared) };
-        let engine = open::recover(fs.clone(), runtime.clone(), dir, options.clone(), found);
+        let engine = open::recover(fs.clone(), resources.shared(), dir, options.clone(), found);
         engines.push(engine.map_err(in_shard(dir))?);
     }
     let start = |(engine, ShardDir { shard, .. }): (Arc<Engine>, &ShardDir)| {
         engine.voids_settled.store(true, Ordering::Relaxed);
         let pipeline = Arc::downgrade(&engine.pipeline);
         joints.join(*shard, pipeline);
-        Db::start(engine)
+        Db::start(engine, resources.clone())
     };
     engines.into_iter().zip(shards).map(start).collect()
 }
@@ -281,6 +282,7 @@ mod tests {
     use crate::fs::fault::{Fault, FaultFs, FaultKind};
     use crate::fs::intercept::Select;
     use crate::fs::sim::{SimFs, Survival};
+    use crate::runtime::Runtime;
 
     struct Shards {
         joints: Arc<Joints>,
@@ -298,7 +300,8 @@ mod tests {
             let shards = (0..count).map(|n| ShardDir { shard: ShardNumber(n), dir: dir(n) });
             let shards: Vec<ShardDir> = shards.collect();
             let options = Options::tiny();
-            let dbs = open_shards(&fs, &Runtime::threads(), &joints, &shards, &options).unwrap();
+            let resources = Resources::on(Runtime::threads(), &options);
+            let dbs = open_shards(&fs, &resources, &joints, &shards, &options).unwrap();
             Shards { joints, dbs }
         }
 
@@ -437,7 +440,8 @@ mod tests {
         assert_eq!(alone.unwrap_err().kind(), &ErrorKind::InvalidArgument);
         let dir = Path::new("db/shard-1").to_path_buf();
         let other = [ShardDir { shard: ShardNumber(0), dir }];
-        let opened = open_shards(&fs, &Runtime::threads(), &Arc::default(), &other, &options());
+        let resources = Resources::on(Runtime::threads(), &options());
+        let opened = open_shards(&fs, &resources, &Arc::default(), &other, &options());
         assert_eq!(opened.unwrap_err().kind(), &ErrorKind::InvalidArgument);
     }
 }

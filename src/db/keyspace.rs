@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::compaction::picker::{self, RangeStep};
 use crate::db::Handle;
 use crate::db::batch::Batch;
+use crate::db::crew::Aside;
 use crate::db::engine::Engine;
 use crate::db::open::DEFAULT_KEYSPACE;
 use crate::error::{Error, Result};
@@ -432,7 +433,7 @@ impl Engine {
         self.trees.store(Arc::new(rest));
         drop(catalog);
         // Who waits for its flush waits in vain.
-        self.work.wake();
+        self.wake_workers();
         self.remove_obsolete();
         self.measure_pressure();
         Ok(())
@@ -469,7 +470,7 @@ impl Engine {
         mut next: impl FnMut(&picker::Claims) -> RangeStep,
     ) -> Result<()> {
         while let Some((plan, claim)) = self.claim_step(tree, &mut next)? {
-            let ran = self.compact(tree, &plan);
+            let ran = self.compact(tree, &plan, &Aside::never());
             self.end_step(tree, claim);
             ran.inspect_err(|error| self.fail(crate::error::DegradedCause::Table, error))?;
         }

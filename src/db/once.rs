@@ -555,7 +555,7 @@ impl Engine {
         of_source.into_iter().chain(of_time).for_each(Turn::done);
         if had_marks {
             // There may be tables that are dead now.
-            self.work.wake();
+            self.wake_workers();
         }
         Ok(Once::Placed(place))
     }

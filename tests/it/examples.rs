@@ -23,6 +23,8 @@ mod idempotent;
 mod ingest;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
+#[path = "../../examples/scaling.rs"]
+mod scaling;
 #[path = "../../examples/scan.rs"]
 mod scan;
 
@@ -44,6 +46,11 @@ fn batch_runs() {
 #[test]
 fn async_commits_runs() {
     async_commits::main().unwrap();
+}
+
+#[test]
+fn scaling_runs() {
+    scaling::main().unwrap();
 }
 
 #[test]

@@ -32,6 +32,8 @@ mod regressions;
 #[cfg(feature = "testing")]
 mod repair;
 #[cfg(feature = "testing")]
+mod resources;
+#[cfg(feature = "testing")]
 mod resume;
 #[cfg(feature = "testing")]
 mod salvage;
