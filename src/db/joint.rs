@@ -224,6 +224,7 @@ pub(crate) fn commit_joint_checked<T>(
 ///
 /// # Errors
 /// If a shard's log cannot be synced: it is unknown then.
+#[cfg_attr(not(test), expect(dead_code, reason = "for tests of several engines alone"))]
 pub(crate) fn acknowledge_joint(
     parts: &[JointPart<'_>],
     places: &Places,
@@ -248,11 +249,11 @@ pub(crate) fn acknowledge_joint(
 ///
 /// # Errors
 /// As [`Db::resume`], of a shard that still refuses them.
-pub(crate) fn resume_shards(shards: &[Db]) -> Result<()> {
+pub(crate) fn resume_shards<'a>(shards: impl Iterator<Item = &'a Db> + Clone) -> Result<()> {
     let is_degraded = |db: &&Db| db.engine().pipeline.breaker.check().is_err();
     loop {
         let (mut resumed, mut refused) = (0, None);
-        for db in shards.iter().filter(is_degraded) {
+        for db in shards.clone().filter(is_degraded) {
             match db.resume() {
                 Ok(()) => resumed += 1,
                 Err(error) => refused = Some(error),
@@ -267,6 +268,7 @@ pub(crate) fn resume_shards(shards: &[Db]) -> Result<()> {
 }
 
 /// Snapshots of all shards that see a joint commit either wholly or not at all.
+#[cfg_attr(not(test), expect(dead_code, reason = "for tests of several engines alone"))]
 pub(crate) fn joint_snapshots(joints: &Joints, shards: &[Db]) -> Vec<Snapshot> {
     let _gate = joints.gate();
     shards.iter().map(Snapshot::new).collect()
@@ -405,7 +407,7 @@ mod tests {
     fn shards_that_failed_are_resumed_with_everything_joint_in_all_of_them() {
         for shard in ["shard-0", "shard-1"] {
             let (disk, shards) = fail_a_sync(shard);
-            resume_shards(&shards.dbs).unwrap();
+            resume_shards(shards.dbs.iter()).unwrap();
             let resumed = shards.contents();
             assert_eq!(resumed[0].get("c"), Some(&"3".to_string()), "readers had seen it");
             let left = disk.snapshot().crash(&Survival::NothingUnsynced);

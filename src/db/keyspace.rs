@@ -45,6 +45,21 @@ impl KeyspaceOptions {
         KeyspaceOptions::default()
     }
 
+    /// The choices by which this keyspace has become what it is.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if its operator is not registered.
+    pub(crate) fn of(tree: &Tree) -> Result<KeyspaceOptions> {
+        if tree.operator_name().is_some() && tree.operator().is_none() {
+            tree.check_operand(&[])?;
+        }
+        Ok(KeyspaceOptions { operator: tree.operator().cloned() })
+    }
+
+    pub(crate) fn operator_name(&self) -> Option<&str> {
+        self.operator.as_deref().map(MergeOperator::name)
+    }
+
     /// `merge` folds operands with this operator. Its name is persisted, and checked whenever the
     /// keyspace is opened with one; a keyspace without one may be given one later.
     #[must_use]
@@ -478,7 +493,7 @@ impl Engine {
     }
 }
 
-fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > 255 {
         return Err(Error::invalid("the name of a keyspace has 1 to 255 bytes"));
     }

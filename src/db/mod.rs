@@ -25,7 +25,6 @@ pub(crate) mod cut;
 pub(crate) mod engine;
 pub(crate) mod guard;
 pub(crate) mod jobs;
-#[expect(dead_code, reason = "what databases over several shards are built on")]
 pub(crate) mod joint;
 #[cfg(test)]
 mod joint_crash;
@@ -184,6 +183,17 @@ impl Db {
     pub fn keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace> {
         let tree = self.engine().open_keyspace(name, options)?;
         Ok(Keyspace::new(self.default.handle.clone(), tree))
+    }
+
+    /// The keyspace of this name, hidden or not, if there is one.
+    pub(crate) fn existing_keyspace(&self, name: &str) -> Option<Keyspace> {
+        let tree = self.engine().tree(name)?;
+        Some(Keyspace::new(self.default.handle.clone(), tree))
+    }
+
+    /// Makes the hidden keyspaces of idempotent commits, if they are not there.
+    pub(crate) fn open_hidden(&self) -> Result<()> {
+        self.engine().open_tokens()
     }
 
     /// Names of all keyspaces, sorted. `default` is always there.

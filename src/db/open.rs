@@ -42,7 +42,8 @@ use crate::db::replayed::{Replayed, within};
 use crate::db::resources::Shared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{
-    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, LOST, Lsn, TEMPORARY_ENDING,
+    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, LOST, Lsn, SHARD_MARK,
+    TEMPORARY_ENDING,
 };
 use crate::flush::flush_sorted;
 use crate::fs::{self, Fs, Lock};
@@ -224,6 +225,7 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
             || name.ends_with(TEMPORARY_ENDING)
             || name == "lost+found"
             || name == LOST
+            || name == SHARD_MARK
             || file::parse_name(name).is_some()
     };
     let has_current = names.iter().any(|name| name == file::CURRENT);
@@ -244,12 +246,12 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
 }
 
 #[cold]
-fn no_database(dir: &Path) -> Error {
+pub(crate) fn no_database(dir: &Path) -> Error {
     Error::new(ErrorKind::InvalidArgument)
         .context(format!("there is no database in {}", dir.display()))
 }
 
-fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
+pub(crate) fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
     let path = dir.join(LOCK);
     fs.lock(&path).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {

@@ -27,6 +27,8 @@ mod quickstart;
 mod scaling;
 #[path = "../../examples/scan.rs"]
 mod scan;
+#[path = "../../examples/shards.rs"]
+mod shards;
 
 #[test]
 fn quickstart_runs() {
@@ -56,6 +58,11 @@ fn scaling_runs() {
 #[test]
 fn scan_runs() {
     scan::main().unwrap();
+}
+
+#[test]
+fn shards_runs() {
+    shards::main().unwrap();
 }
 
 #[test]

@@ -40,5 +40,7 @@ mod salvage;
 #[cfg(feature = "testing")]
 mod settings;
 #[cfg(feature = "testing")]
+mod sharded;
+#[cfg(feature = "testing")]
 mod toolkit;
 mod verbs;
