@@ -53,6 +53,15 @@ impl BlockCache {
         Arc::new(BlockCache { blocks, hits: AtomicU64::new(0), misses: AtomicU64::new(0) })
     }
 
+    /// Keeps about `bytes` bytes from now on. A change of less than an eighth is none, since it costs
+    /// locks of every part.
+    pub fn resize(&self, bytes: usize) {
+        let now = self.blocks.capacity();
+        if now.abs_diff(bytes as u64) > now / 8 {
+            self.blocks.set_capacity(bytes as u64);
+        }
+    }
+
     /// The block at `place`, if it is here.
     pub fn get(&self, place: BlockPlace) -> Option<Bytes> {
         let found = self.blocks.get(&place);
