@@ -58,16 +58,13 @@ pub fn sync_time(dir: &Path) -> io::Result<Duration> {
     Ok(times[times.len() / 2])
 }
 
-/// The most memory that [`claim_memory`] touches.
-const CLAIMED_BYTES_MAX: u64 = 2 << 30;
-
-/// Touches memory and lets go of it, a quarter of what there is at most. A host may have taken back
-/// what its guest did not use, and then the first touch of a page costs ten times as much as the
+/// Touches so much memory and lets go of it, a quarter of what there is at most. A host may have taken
+/// back what its guest did not use, and then the first touch of a page costs ten times as much as the
 /// next: whoever comes after a process that wrote much would seem faster than who comes first.
-pub fn claim_memory() {
+pub fn claim_memory(bytes: u64) {
     const PAGE_BYTES: usize = 4096;
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let bytes = (kibibytes(&memory, "MemAvailable") / 4).min(CLAIMED_BYTES_MAX);
+    let bytes = bytes.min(kibibytes(&memory, "MemAvailable") / 4);
     let mut claimed = vec![0_u8; bytes as usize];
     claimed.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
     std::hint::black_box(&claimed);
