@@ -7,7 +7,7 @@
 //!    instead of the 800 ns of `write(2)`, and survives SIGKILL as well as that does. Copy-on-write
 //!    file systems are left out: a store there can need a new block, and on a full disk that is a
 //!    SIGBUS.
-//! 2. *Written*: `pwrite` elsewhere, and where each commit is synced.
+//! 2. *Written*: `pwrite` elsewhere.
 //!
 //! Both are synced by `fdatasync` on the descriptor, never by `msync`: through a mapping a sync
 //! took 310 µs against 105 µs. A log is never written in large chunks before it is mapped: a store
@@ -49,9 +49,8 @@ impl RealFs {
         RealFs { boot_id: read_boot_id().unwrap_or_else(random_u128), may_map_logs: true }
     }
 
-    /// The same, but logs are written by `pwrite` everywhere: for commits that are mostly synced. A
-    /// sync makes the pages of a mapping read-only again, so that the next store faults: 10 of 105 µs
-    /// for a lone writer.
+    /// The same, but logs are written by `pwrite` everywhere: for tests of what other file systems get.
+    #[cfg(any(test, feature = "testing"))]
     #[must_use]
     pub fn with_written_logs() -> RealFs {
         RealFs { may_map_logs: false, ..RealFs::new() }
