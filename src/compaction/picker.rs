@@ -49,7 +49,7 @@ const INPUT_TABLES_MAX: u64 = 16;
 const OVERLAP_TABLES_MAX: u64 = 10;
 /// Tables that one edit moves.
 const MOVED_TABLES_MAX: usize = 64;
-/// Up to so many bytes an entry, runs of level 0 count as they are.
+/// Up to twice so many bytes an entry, runs of level 0 count as they are.
 const USUAL_ENTRY_BYTES: u64 = 1 << 10;
 /// Pieces that a flush is cut into for the sake of slices: smaller ones would cost more files than
 /// they save.
@@ -275,7 +275,7 @@ impl Scores {
         let bytes = version.level0().iter().map(|run| unclaimed(run)).sum::<u64>();
         // Runs that are not wholly being compacted away.
         let level0_runs = version.level0().iter().filter(|run| unclaimed(run) > 0).count();
-        let patience = level0_patience(version, limits);
+        let patience = level0_patience(version, limits) as f64;
         let by_runs = level0_runs as f64 / limits.level0_runs.max(1) as f64 / patience;
         let by_bytes = bytes as f64 / limits.base_level_bytes.max(1) as f64 / patience;
         // A lone run of level 0 costs reads no more than it would in the base level.
@@ -312,12 +312,11 @@ impl Scores {
 /// How many runs of level 0 count as one. What a run costs, each read pays, and less of it the fewer
 /// entries there are; what a compaction costs goes by the bytes. So the larger the entries, the more
 /// runs are worth waiting for, to be merged all at once.
-pub(crate) fn level0_patience<T: HasFacts>(version: &Version<T>, limits: &Limits) -> f64 {
+pub(crate) fn level0_patience<T: HasFacts>(version: &Version<T>, limits: &Limits) -> u64 {
     let tables = || version.level0().iter().flat_map(|run| run.tables()).map(|t| t.facts());
     let bytes: u64 = tables().map(|facts| facts.bytes).sum();
     let entries: u64 = tables().map(|facts| facts.entries).sum();
-    let usual = (entries * USUAL_ENTRY_BYTES).max(1) as f64;
-    (bytes as f64 / usual).clamp(1.0, limits.level0_patience_max.max(1) as f64)
+    (bytes / (entries * USUAL_ENTRY_BYTES).max(1)).clamp(1, limits.level0_patience_max.max(1))
 }
 
 /// The level that the smallest share of data of this size belongs to.
@@ -923,8 +922,8 @@ mod tests {
 
     #[test]
     fn runs_of_large_entries_are_waited_for() {
-        // Of ten entries each, of 100 bytes and of 2, 3 and 10 times what is usual.
-        for (bytes, patience) in [(100, 1.0), (20_480, 2.0), (30_720, 3.0), (102_400, 4.0)] {
+        // Of ten entries each, of 10 bytes, just below 2 KiB, 2 KiB, 3 and 10.
+        for (bytes, patience) in [(100, 1), (20_479, 1), (20_480, 2), (30_720, 3), (102_400, 4)] {
             let limits = Limits { level0_patience_max: 4, base_level_bytes: 1 << 20, ..limits() };
             let mut version = Version::empty();
             for run in 1..=7 {
@@ -932,7 +931,7 @@ mod tests {
                 version = add_run(&version, &format!("L0.{run}"), &tables);
                 assert_eq!(level0_patience(&version, &limits), patience);
                 let picked = pick(&version, &limits, &Claims::default(), SeqNo::MAX).is_some();
-                let wanted = run as f64 >= patience * limits.level0_runs as f64;
+                let wanted = run >= patience as usize * limits.level0_runs;
                 assert_eq!(picked, wanted, "{run} runs of {bytes} bytes");
             }
         }

@@ -87,10 +87,10 @@ impl ArenaPool {
         &self.filters
     }
 
-    /// Bytes in chunks and filters that no memtable uses.
+    /// Bytes that no memtable counts: in chunks that none uses, and in all filters.
     pub fn free_bytes(&self) -> usize {
         let free = self.pooled.lock().free.len();
-        free * self.chunk_bytes + self.filters.free_bytes()
+        free * self.chunk_bytes + self.filters.bytes()
     }
 
     fn take(&self) -> Memory {

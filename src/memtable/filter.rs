@@ -8,7 +8,7 @@
 //! The first entries go into a small part of its own, so that a keyspace with hardly any writes
 //! does not hold memory for many. A key is in the part that was current when it was inserted.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -34,6 +34,8 @@ fn part(words: usize) -> Part {
 pub(super) struct FilterPool {
     small_words: usize,
     large_words: usize,
+    /// Large parts that there are, used and free.
+    large_count: AtomicUsize,
     free: Mutex<Vec<Part>>,
 }
 
@@ -44,18 +46,22 @@ impl FilterPool {
         FilterPool {
             small_words: words(memtable_bytes / SMALL_FRACTION),
             large_words: words(memtable_bytes),
+            large_count: AtomicUsize::new(0),
             free: Mutex::default(),
         }
     }
 
-    /// Bytes of the parts that none uses.
-    pub fn free_bytes(&self) -> usize {
-        self.free.lock().len() * self.large_words * size_of::<u64>()
+    /// Bytes of all large parts, used and free.
+    pub fn bytes(&self) -> usize {
+        self.large_count.load(Ordering::Relaxed) * self.large_words * size_of::<u64>()
     }
 
     fn take(&self) -> Part {
         let kept = self.free.lock().pop();
-        kept.unwrap_or_else(|| part(self.large_words))
+        kept.unwrap_or_else(|| {
+            self.large_count.fetch_add(1, Ordering::Relaxed);
+            part(self.large_words)
+        })
     }
 
     fn put(&self, mut part: Part) {
@@ -63,6 +69,8 @@ impl FilterPool {
         let mut free = self.free.lock();
         if free.len() < KEPT_MAX {
             free.push(part);
+        } else {
+            self.large_count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -112,11 +120,6 @@ impl Filter {
         let part = self.large.get().unwrap_or(&self.small);
         std::ptr::from_ref(word(part, hash)).cast()
     }
-
-    /// Bytes of memory that grow with the entries.
-    pub fn bytes(&self) -> usize {
-        self.large.get().map_or(0, |large| large.len() * size_of::<u64>())
-    }
 }
 
 impl Drop for Filter {
@@ -161,7 +164,7 @@ mod tests {
         assert!((0..count).all(|number| filter.may_have(key(number))));
         let small = filter.small.iter().filter(|word| word.load(Ordering::Relaxed) != 0).count();
         assert!(small > 0, "the first keys went into the small part");
-        assert_eq!(filter.bytes(), (8 << 20) / 128);
+        assert_eq!(pool.bytes(), (8 << 20) / 128);
         let wrong = (count..2 * count).filter(|number| filter.may_have(key(*number))).count();
         // 6.8 %: words of eight keys on average, some of twice as many.
         assert!(wrong < count as usize / 12, "{wrong} of {count}");
@@ -172,7 +175,7 @@ mod tests {
         let pool = Arc::new(FilterPool::new(64 << 20));
         let filter = Filter::new(&pool);
         filter.add(key(1), 4096);
-        assert_eq!(filter.bytes(), 0);
+        assert_eq!(pool.bytes(), 0);
         assert!(filter.may_have(key(1)) && !filter.may_have(key(2)));
     }
 
@@ -182,10 +185,10 @@ mod tests {
         let filter = Filter::new(&pool);
         (0..1000).for_each(|number| filter.add(key(number), 1 << 20));
         drop(filter);
-        assert_eq!(pool.free_bytes(), 8 << 10);
+        assert_eq!(pool.free.lock().len(), 1);
         let filter = Filter::new(&pool);
         filter.add(key(0), 1 << 20);
-        assert_eq!(pool.free_bytes(), 0, "it is used again");
+        assert_eq!(pool.bytes(), 8 << 10, "it is used again");
         assert!(!(1..1000).any(|number| filter.may_have(key(number))));
     }
 }
