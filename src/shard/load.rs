@@ -66,7 +66,7 @@ impl Load {
         runtime: &Runtime,
     ) {
         self.rates.note(slot.into(), verb, SAMPLE_EVERY);
-        if bits % KEYS_EVERY == 0 {
+        if bits.is_multiple_of(KEYS_EVERY) {
             let mut named: SmallVec<[u8; 128]> = SmallVec::from_slice(&space.to_le_bytes());
             named.extend_from_slice(key);
             self.keys.note(&named, 1);

@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn a_draw_counts_for_as_many_as_it_stands_for() {
         let bits: Vec<Option<u8>> = (0..1_000_000).map(|_| draw()).collect();
-        let few = bits.iter().flatten().filter(|bits| **bits % 8 == 0).count();
+        let few = bits.iter().flatten().filter(|bits| bits.is_multiple_of(8)).count();
         near(few as f64, 1e6 / SAMPLE_EVERY as f64 / 8.0, 0.05);
         let count = |bits: &Option<u8>| if bits.is_some() { SAMPLE_EVERY } else { 0 };
         let drawn: Vec<u64> = bits.iter().map(count).collect();

@@ -206,7 +206,7 @@ impl Scene<'_> {
             Workload::Coalescing => self.coalesce(part, meter),
             Workload::Ingest => self.push(part, meter),
             Workload::Reopen | Workload::Recovery => unreachable!("see `opening`"),
-            Workload::Overload | Workload::Sharding => {
+            Workload::Overload | Workload::Sharding | Workload::Splitting => {
                 unreachable!("they have databases of their own")
             }
         }
