@@ -177,8 +177,8 @@ fn watch(
     bar: &crate::bench::report::Bar,
 ) -> Result<Seen> {
     let began = Instant::now();
-    let mut seen = Seen::default();
-    seen.curves = vec![vec![(0.0, 0)]; 1 + SHARDS[1]];
+    let curves = vec![vec![(0.0, 0)]; 1 + SHARDS[1]];
+    let mut seen = Seen { curves, ..Seen::default() };
     let mut key = Key::new(plan.key_size, plan.records);
     let (mut before, mut totals) = (vec![0; TENANTS], vec![0u64; SHARDS[1]]);
     let mut moved = db.moves();
