@@ -1,8 +1,10 @@
 //! Databases over several shards: what no single engine has. The verbs themselves are tried by
 //! `model`, on one, three and eight shards.
 //!
+//! - `automatic`: slots that move without being asked, in virtual time.
 //! - `crash`: crashes at every call, with joint commits, keyspaces that come and go, and moves.
 
+mod automatic;
 mod crash;
 
 use std::path::Path;
