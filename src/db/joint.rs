@@ -283,8 +283,9 @@ mod tests {
     use crate::error::ErrorKind;
     use crate::fs::fault::{Fault, FaultFs, FaultKind};
     use crate::fs::intercept::Select;
-    use crate::fs::sim::{SimFs, Survival};
+    use crate::fs::sim::{Phase, SimFs, Survival};
     use crate::runtime::Runtime;
+    use crate::write::closing::Peer;
 
     struct Shards {
         joints: Arc<Joints>,
@@ -345,6 +346,34 @@ mod tests {
             };
             self.dbs.iter().map(|db| db.iter().map(entry).collect()).collect()
         }
+    }
+
+    /// Bug: now and then a core was busy with syncs of nothing. Cause: a shard is asked to sync its part
+    /// of a joint commit as soon as another one's is published; where its own was not yet, the syncer
+    /// synced what there was, again and again. Fix: it waits until the part is published.
+    #[test]
+    fn a_sync_that_is_asked_for_before_the_publication_waits_for_it() {
+        let fs = SimFs::default();
+        let shards = Shards::open(&fs, 2);
+        shards.put(&[0, 1], "a", "1", Durability::Disk);
+        let pipeline = shards.dbs[1].engine().pipeline.clone();
+        pipeline.wait_durable(pipeline.ring.copied()).unwrap();
+        let syncs = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let counted = syncs.clone();
+        fs.on_call(Arc::new(move |_, phase, call| {
+            let is_sync = phase == Phase::Before && call.is_sync();
+            counted.fetch_add(u64::from(is_sync), Ordering::Relaxed);
+        }));
+        let to_come = Lsn(pipeline.ring.copied().0 + 16);
+        Peer::request(&*pipeline, to_come);
+        // A machine that is slow only does less in that time.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let before = syncs.load(Ordering::Relaxed);
+        assert!(before <= 2, "{before} syncs of nothing");
+        shards.dbs[1].put("b", "2").unwrap();
+        pipeline.wait_durable(to_come).unwrap();
+        assert!(syncs.load(Ordering::Relaxed) > before);
+        fs.clear_hook();
     }
 
     #[test]

@@ -2,8 +2,14 @@
 //! `model`, on one, three and eight shards.
 //!
 //! - `crash`: crashes at every call, with joint commits, keyspaces that come and go, and moves.
+//! - `hot`: counters that are spread over shards.
+//! - `faults`: calls that fail, in the same run, and one shard that fails alone.
+//! - `overload`: only the writers of the shard that has too much to do are told to wait.
 
 mod crash;
+mod faults;
+mod hot;
+mod overload;
 
 use std::path::Path;
 use std::sync::Arc;
