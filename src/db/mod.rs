@@ -271,7 +271,8 @@ impl Db {
     ///
     /// # Errors
     /// `InvalidArgument` if `target` exists; `Locked` while another checkpoint of this name is made;
-    /// `NoSpace`, `Io` or `MergeFailed`. There is no checkpoint then, and the database is as it was.
+    /// `NoSpace` or `Io`: there is no checkpoint then, or if the last sync failed perhaps a complete one.
+    /// The database is as it was.
     pub fn checkpoint(&self, target: impl AsRef<Path>) -> Result<()> {
         let target = target.as_ref();
         let write = |dir: &Path| {

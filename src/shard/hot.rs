@@ -45,8 +45,14 @@ pub struct HotCounters {
 }
 
 thread_local! {
-    /// Where this thread merges next: one sub-counter after the other, so that each gets as much.
-    static TURN: Cell<u8> = Cell::new(fastrand::u8(..));
+    /// How often this thread has merged.
+    static TURN: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The sub-counter whose turn it is: each as often, also for who looks at every second turn only.
+fn turn() -> u8 {
+    let turn = TURN.replace(TURN.get().wrapping_add(1));
+    (turn.wrapping_mul(0x9e37_79b9) >> 28) as u8
 }
 
 impl HotCounters {
@@ -82,7 +88,7 @@ impl HotCounters {
 
     /// The sub-counters of a key, the one whose turn it is first.
     fn in_turn(&self, key: &[u8]) -> impl Iterator<Item = Vec<u8>> {
-        let turn = TURN.replace(TURN.get().wrapping_add(1));
+        let turn = turn();
         (0..WAYS).map(move |way| self.key(key, turn.wrapping_add(way) % WAYS))
     }
 

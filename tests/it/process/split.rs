@@ -59,6 +59,8 @@ fn writers() {
     });
     let slots = open_slots(Path::new(&home));
     let (db, counts) = open(&dir);
+    // So slowly that a kill comes in the middle.
+    db.set_move_rate(Some(400_000));
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
             let (db, counts, slots) = (&db, &counts, &slots);
@@ -155,6 +157,7 @@ fn nothing_is_lost_or_doubled_by_a_kill_during_a_split() {
         kills += 1;
         let (dir, slots) = (rounds.dir.clone(), open_slots(rounds.home.path()));
         let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            assert!(!rounds.said().contains("panicked"), "a thread of it has ended");
             let (db, counts) = open(&dir);
             let found = check(&db, &counts, &slots);
             db.wait_for_moves().unwrap();

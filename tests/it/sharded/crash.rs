@@ -211,12 +211,16 @@ fn crash(
     for (index, (call, image)) in images.iter().enumerate().step_by(AGAIN_EVERY) {
         let survivals = image.survivals(0, 1, index as u64);
         let survival = &survivals[index % survivals.len()];
-        for disk in [image.kill(), image.crash(survival)] {
+        for (disk, killed_again) in [(image.kill(), true), (image.crash(survival), false)] {
             tried.again.fetch_add(1, Relaxed);
             let when = format!("crashed again after {call}, {survival:?}");
             let db = open(&disk).map_err(|error| format!("{when}: {error}"))?;
-            let found = check(&db, &moment.promise, killed);
-            same(found.map_err(|error| format!("{when}: {error}"))?, &when)?;
+            let found = check(&db, &moment.promise, killed && killed_again);
+            let found = found.map_err(|error| format!("{when}: {error}"))?;
+            // What a kill has left is not on the disk yet, so a power cut may take some of it.
+            if killed_again || !killed {
+                same(found, &when)?;
+            }
         }
     }
     Ok(())

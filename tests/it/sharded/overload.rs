@@ -115,12 +115,12 @@ fn only_writers_of_the_shard_under_load_are_told_to_wait() {
     let task = move || {
         let mut n = 0;
         while quiet_runtime.now() < done {
-            for _ in 0..5 {
+            for _ in 0..2 {
                 let key = &in_quiet[n % in_quiet.len()];
                 n += 1;
-                quiet_db.try_put(key, [9; 1000]).expect("the quiet shard's writers never wait");
+                quiet_db.try_put(key, [9; 100]).expect("the quiet shard's writers never wait");
                 let wait = Duration::from_millis(1);
-                quiet_db.put_within(key, [9; 1000], wait).expect("nor do these");
+                quiet_db.put_within(key, [9; 100], wait).expect("nor do these");
             }
             // A batch with a part in the hot shard is refused as that is, and then nowhere.
             let key = &in_quiet[n % in_quiet.len()];
