@@ -343,7 +343,7 @@ fn crash(
     if !is_all("/db")? {
         return Err("the database is lost".to_string());
     }
-    if !is_there && counts.cases % 5 == 0 {
+    if !is_there && counts.cases.is_multiple_of(5) {
         counts.again += 1;
         let again = source.checkpoint_on(&(Arc::new(disk.clone()) as Arc<dyn Fs>));
         again.map_err(|error| format!("again: {error}"))?;

@@ -133,7 +133,7 @@ impl Run {
             for key in keys_of(step) {
                 batch.put(db, key, step.to_string());
             }
-            if step % 3 != 0 {
+            if !step.is_multiple_of(3) {
                 batch.merge(&counts, "steps", 1);
             }
             batch.commit_with(durability)

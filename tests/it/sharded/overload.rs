@@ -76,8 +76,7 @@ fn only_writers_of_the_shard_under_load_are_told_to_wait() {
                 let key = &hot[n % hot.len()];
                 n += 3;
                 let mut waited = false;
-                loop {
-                    let Err(error) = db.try_put(key, [7; 1000]) else { break };
+                while let Err(error) = db.try_put(key, [7; 1000]) {
                     let ErrorKind::Busy { retry_after, .. } = *error.kind() else {
                         panic!("{error}")
                     };
