@@ -66,6 +66,7 @@ pub use crate::options::{
 };
 pub use crate::read::scan::{Cursor, Entry, Iter};
 pub use crate::shard::batch::{ShardedBatch, ShardedTicket};
+pub use crate::shard::hot::HotCounters;
 pub use crate::shard::keyspace::ShardedKeyspace;
 pub use crate::shard::mover::{MovePhase, MoveProgress};
 pub use crate::shard::partition::Partition;

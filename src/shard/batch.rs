@@ -219,6 +219,15 @@ impl ShardedBatch {
         Some((self.map.owner(slot), slot))
     }
 
+    /// True if something is committed in the shard of this key already.
+    pub(crate) fn reaches(&self, key: &[u8]) -> bool {
+        let slot = self.handle.root.slot(&self.map, key);
+        let is_of = |shard: ShardIndex| {
+            self.parts.iter().any(|part| part.shard == shard && !part.batch.is_empty())
+        };
+        slot.is_ok_and(|slot| is_of(self.map.owner(slot)))
+    }
+
     /// What is committed in this shard.
     fn part(&mut self, shard: ShardIndex) -> &mut Batch {
         let at = self.parts.binary_search_by_key(&shard, |part| part.shard);

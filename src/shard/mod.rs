@@ -2,6 +2,8 @@
 //!
 //! - `mod`: [`ShardedDb`], opening and closing.
 //! - `keyspace`, `batch`, `snapshot`, `scan`: the verbs.
+//! - `hot`: counters that are hotter than one shard takes.
+//! - `checkpoint`: a copy of all of it at one moment.
 //! - `root`: what the handles share. `opening`: from directories to a root.
 //! - `mover`: moving slots between shards.
 //! - `slots`: sets and assignments of slots. `map`: the slot map and its bytes. `map_file`: the map on
@@ -24,6 +26,8 @@ pub(crate) mod rates;
 pub(crate) mod sketch;
 
 pub(crate) mod batch;
+pub(crate) mod checkpoint;
+pub(crate) mod hot;
 pub(crate) mod keyspace;
 pub(crate) mod mover;
 pub(crate) mod opening;
@@ -46,6 +50,7 @@ use crate::fs::{Fs, RealFs};
 use crate::options::{Durability, Options};
 use crate::runtime::{Mutex, Priority, Runtime, Task};
 use crate::shard::batch::ShardedBatch;
+use crate::shard::hot::HotCounters;
 use crate::shard::keyspace::ShardedKeyspace;
 use crate::shard::map::SLOTS_DEFAULT;
 use crate::shard::mover::MoveProgress;
@@ -132,6 +137,23 @@ impl ShardedDb {
     pub fn keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<ShardedKeyspace> {
         let space = self.root().open_keyspace(name, options)?;
         Ok(ShardedKeyspace::new(self.default.handle.clone(), space))
+    }
+
+    /// Opens the keyspace `name` for counters that are hotter than one shard takes, and creates it if
+    /// there is none. It is theirs alone: opened as an ordinary keyspace it shows their parts.
+    ///
+    /// # Errors
+    /// As [`Db::keyspace`]; `InvalidArgument` too if it has no merge operator that folds in any order.
+    pub fn hot_counters(&self, name: &str, options: KeyspaceOptions) -> Result<HotCounters> {
+        // Before it is made, or given an operator that will not do.
+        let fits = match options.operator() {
+            Some(operator) => operator.folds_in_any_order(),
+            None => self.root().space(name).is_some(),
+        };
+        if !fits {
+            return Err(hot::unfit(name));
+        }
+        HotCounters::new(self.keyspace(name, options)?)
     }
 
     /// Names of all keyspaces, sorted. `default` is always there.
@@ -258,6 +280,16 @@ impl ShardedDb {
     /// As [`Db::sync`].
     pub fn sync(&self) -> Result<()> {
         self.root().for_all(Db::sync)
+    }
+
+    /// Makes a copy of the database as it is now, of all shards at one moment, in the new directory
+    /// `target`, which then has all shards in it. Reads, writes and moves go on meanwhile; moves that
+    /// are under way go on in the copy too, when it is opened. See [`Db::checkpoint`].
+    ///
+    /// # Errors
+    /// As [`Db::checkpoint`].
+    pub fn checkpoint(&self, target: impl AsRef<Path>) -> Result<()> {
+        self.root().checkpoint(target.as_ref())
     }
 
     /// Whether all shards take writes, and if not, why the first that does not, does not. Those that do

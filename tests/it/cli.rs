@@ -56,6 +56,39 @@ impl Place {
 }
 
 #[test]
+fn a_checkpoint_is_a_database_of_its_own() {
+    let place = Place::new();
+    place.ok(&["put", "data", "a", "1", "--create"]);
+    place.ok(&["merge", "data", "n", "5", "--keyspace", "c", "--operator", "counter", "--create"]);
+    assert_eq!(place.ok(&["checkpoint", "data", "copy"]), b"");
+    place.ok(&["put", "data", "a", "2"]);
+    place.ok(&["put", "copy", "b", "3"]);
+    assert_eq!(place.ok(&["get", "copy", "a"]), b"1");
+    assert_eq!(place.ok(&["get", "copy", "n", "--keyspace", "c"]), b"5");
+    assert_eq!(place.ok(&["get", "data", "a"]), b"2");
+    place.fails(1, &["get", "data", "b"]);
+    let text = place.fails(1, &["checkpoint", "data", "copy"]);
+    assert!(text.contains("copy exists"), "{text}");
+    let text = place.fails(1, &["checkpoint", "nothing", "other"]);
+    assert!(text.contains("no such directory"), "{text}");
+    assert!(!place.path().join("other").exists() && !place.path().join("nothing").exists());
+    // Right after it was made there is no log yet.
+    place.ok(&["checkpoint", "data", "again"]);
+    place.ok(&["verify", "again"]);
+
+    let (dir, copy) = (place.path().join("shards"), place.path().join("shards-copy"));
+    let db = esker::ShardedDb::builder(&dir).shards(3).open().unwrap();
+    (0..100).for_each(|n| db.put(format!("k{n}"), "x").unwrap());
+    db.close().unwrap();
+    place.ok(&["checkpoint", "shards", "shards-copy"]);
+    for shard in 0..3 {
+        place.ok(&["verify", &format!("shards-copy/shard-00{shard}")]);
+    }
+    let copied = esker::ShardedDb::builder(&copy).create(false).open().unwrap();
+    assert_eq!((copied.shard_count(), copied.iter().count()), (3, 100));
+}
+
+#[test]
 fn values_come_back_as_they_were_put() {
     let place = Place::new();
     place.ok(&["put", "data", "greeting", "hello", "--create"]);
