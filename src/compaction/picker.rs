@@ -218,9 +218,10 @@ impl<T: HasFacts> Plan<T> {
 
 impl Plan<Table> {
     /// A cursor for each input run, for the merge.
-    pub(crate) fn cursors(&self) -> Vec<RunCursor> {
+    pub(crate) fn cursors(&self, limits: &Limits) -> Vec<RunCursor> {
         let run = |input: &Input| Arc::new(Run::new(input.run, input.tables.clone()));
-        self.inputs.iter().map(|input| RunCursor::compaction(run(input))).collect()
+        let ahead_bytes = limits.read_ahead_bytes(self.inputs.len());
+        self.inputs.iter().map(|input| RunCursor::compaction(run(input), ahead_bytes)).collect()
     }
 }
 

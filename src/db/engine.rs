@@ -463,10 +463,26 @@ impl Engine {
         self.trees.load().iter().map(bytes).sum()
     }
 
+    /// What open tables hold on the heap.
+    pub fn tables_memory_bytes(&self) -> usize {
+        let bytes = |tree: &Arc<Tree>| -> usize {
+            tree.view().version.tables().map(|(_, table)| table.memory_bytes()).sum()
+        };
+        self.trees.load().iter().map(bytes).sum()
+    }
+
+    /// Lets the cache have what indexes, filters and tokens leave of its share: they are in use, its
+    /// blocks only may be again.
+    pub fn resize_cache(&self) {
+        let fixed_bytes = self.tables_memory_bytes() + self.tokens.recent_bytes();
+        self.cache.set_capacity(self.limits.cache_bytes.saturating_sub(fixed_bytes));
+    }
+
     /// Measures pressure and sees to it that no keyspace holds memory or log for too long.
     pub fn measure_pressure(&self) {
         let trees = self.trees.load();
         let limits = &self.limits;
+        self.resize_cache();
         let logs_bytes = self.pipeline.logs.live_bytes();
         let memtables_bytes = self.memtables_bytes();
         let level0_runs = |tree: &Arc<Tree>| tree.view().version.level0().len();

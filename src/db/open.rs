@@ -186,7 +186,9 @@ pub(crate) fn recover(
     let Found { lock, mut state, by_key, unused, member, cut } = found;
     let limits = options.limits();
     let chunk_bytes = (limits.memtable_bytes / 16).clamp(4 << 10, 1 << 20);
-    let pool = ArenaPool::new(chunk_bytes, limits.memtables_bytes_max, limits.leaf_slots);
+    // Of small entries the leaves take a quarter of what a memtable has.
+    let kept_bytes_max = limits.memtables_bytes_max / 4 * 3;
+    let pool = ArenaPool::new(chunk_bytes, kept_bytes_max, limits.leaf_slots);
     let mut recovery = Recovering::new(fs, dir, options, limits, pool, &state)?;
     recovery.by_key = by_key;
     recovery.unused.extend(unused);
@@ -582,6 +584,7 @@ impl<'a> Recovering<'a> {
             config: &config,
             origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
+            job_bytes: self.limits.job_bytes,
             next_number: &next_number,
             cancelled: &|| false,
             progress: &|_| {},

@@ -195,16 +195,12 @@ impl KeyspaceStats {
 
 impl MemoryStats {
     fn of(engine: &Engine) -> MemoryStats {
-        let tables = |tree: &std::sync::Arc<Tree>| -> u64 {
-            let view = tree.view();
-            view.version.tables().map(|(_, table)| table.memory_bytes() as u64).sum()
-        };
         MemoryStats {
             budget: engine.options.memory as u64,
             memtables: engine.memtables_bytes() as u64,
             arena_pool: engine.pool.free_bytes() as u64,
             block_cache: engine.cache.used_bytes() as u64,
-            tables: engine.trees.load().iter().map(tables).sum(),
+            tables: engine.tables_memory_bytes() as u64,
             tokens: engine.tokens.recent_bytes() as u64,
         }
     }

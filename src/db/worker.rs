@@ -166,11 +166,16 @@ impl Engine {
             }
             let Some(job) = job else {
                 let timed_out = self.work.changed.wait_for(&mut state, PROBE);
-                if timed_out && self.pressure.allowed().is_some() {
-                    // Writers wait, and no job is due that would ease it: for space on the disk.
+                if timed_out {
                     drop(state);
-                    self.look_at_free_space();
-                    self.measure_pressure();
+                    if self.pressure.allowed().is_some() {
+                        // Writers wait, and no job is due that would ease it: for space on the disk.
+                        self.look_at_free_space();
+                        self.measure_pressure();
+                    } else {
+                        // Reads load indexes and filters.
+                        self.resize_cache();
+                    }
                     state = self.work.state.lock();
                 }
                 idle = timed_out;

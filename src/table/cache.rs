@@ -5,7 +5,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -36,6 +36,7 @@ impl BlockPlace {
 /// Blocks by place, up to a number of bytes. Safe to share.
 pub(crate) struct BlockCache {
     blocks: Cache<BlockPlace, Bytes, BlockWeighter, PlaceHashBuilder>,
+    capacity: AtomicUsize,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -50,7 +51,8 @@ impl BlockCache {
             .expect("both capacities are set");
         let lifecycle = DefaultLifecycle::default();
         let blocks = Cache::with_options(options, BlockWeighter, PlaceHashBuilder, lifecycle);
-        Arc::new(BlockCache { blocks, hits: AtomicU64::new(0), misses: AtomicU64::new(0) })
+        let (hits, misses) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(BlockCache { blocks, capacity: AtomicUsize::new(bytes), hits, misses })
     }
 
     /// The block at `place`, if it is here.
@@ -64,6 +66,14 @@ impl BlockCache {
     /// Keeps `block`, which has been verified and validated, for a while.
     pub fn insert(&self, place: BlockPlace, block: Bytes) {
         self.blocks.insert(place, block);
+    }
+
+    /// Lets the cache take so many bytes from now on.
+    pub fn set_capacity(&self, bytes: usize) {
+        // Every shard of it would be locked.
+        if self.capacity.swap(bytes, Ordering::Relaxed) != bytes {
+            self.blocks.set_capacity(bytes as u64);
+        }
     }
 
     /// Bytes that the cache takes now.
@@ -147,6 +157,17 @@ mod tests {
         assert!(found > 50, "{found}");
         assert_eq!((cache.hits(), cache.misses()), (found, 10_000 - found));
         assert!(cache.get(BlockPlace::new(FileId(8), 0)).is_none());
+    }
+
+    #[test]
+    fn a_cache_that_is_to_take_less_lets_go_of_blocks() {
+        let cache = BlockCache::new(1 << 20);
+        for block in 0..1000u64 {
+            cache.insert(BlockPlace::new(FileId(7), block * 4096), Bytes::from(vec![0; 4096]));
+        }
+        assert!(cache.used_bytes() > 256 << 10);
+        cache.set_capacity(64 << 10);
+        assert!(cache.used_bytes() <= 64 << 10, "{}", cache.used_bytes());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Walks a table: a block at a time, putting each key together in a buffer.
 //!
 //! The same cursor serves users and compactions; they differ in where blocks come from. Users'
-//! blocks lie in the mapping or the block cache. Compactions read chunks of 1 MiB with `pread`
+//! blocks lie in the mapping or the block cache. Compactions read large chunks with `pread`
 //! while they go forward, verify index and blocks each time, so that rot is never copied under a
 //! fresh checksum, and leave the cache to the users.
 
@@ -21,9 +21,6 @@ use crate::table::reader::{Content, Index, Source, Table, prefetch_front};
 /// Keys up to this length are put together without allocating again. A suffix is copied in pieces
 /// of 8 bytes, the last of which may run over.
 const USUAL_KEY_BYTES: usize = 48;
-/// How far a compaction's cursor reads ahead.
-const READ_AHEAD_BYTES: u64 = 1 << 20;
-
 /// A position in a table.
 pub(crate) struct TableCursor {
     table: Arc<Table>,
@@ -46,8 +43,9 @@ enum Access {
     ReadAhead(ReadAhead),
 }
 
-#[derive(Default)]
 struct ReadAhead {
+    /// How far it reads ahead.
+    chunk_bytes: u64,
     /// Its own copy: the table's may lie in a mapping that rots after it was verified.
     index: Option<Index>,
     chunk: Bytes,
@@ -61,8 +59,15 @@ impl TableCursor {
         TableCursor::new(table, Access::Shared)
     }
 
-    pub fn reading_ahead(table: Arc<Table>) -> TableCursor {
-        TableCursor::new(table, Access::ReadAhead(ReadAhead::default()))
+    pub fn reading_ahead(table: Arc<Table>, chunk_bytes: usize) -> TableCursor {
+        let ahead = ReadAhead {
+            chunk_bytes: chunk_bytes as u64,
+            index: None,
+            chunk: Bytes::new(),
+            chunk_at: 0,
+            next_ordinal: 0,
+        };
+        TableCursor::new(table, Access::ReadAhead(ahead))
     }
 
     fn new(table: Arc<Table>, access: Access) -> TableCursor {
@@ -321,7 +326,7 @@ impl ReadAhead {
         if place.start < self.chunk_at || place.end > chunk_end {
             let data_end = table.layout().required(section_kind::DATA).range().end;
             let end = if ordinal == self.next_ordinal {
-                place.end.max(data_end.min(place.start + READ_AHEAD_BYTES))
+                place.end.max(data_end.min(place.start + self.chunk_bytes))
             } else {
                 place.end
             };

@@ -238,10 +238,15 @@ impl Table {
         TableCursor::shared(Arc::clone(self))
     }
 
-    /// A cursor for compactions: reads ahead with `pread`, verifies every byte that it reads, and
-    /// leaves the cache alone.
-    pub fn compaction_cursor(self: &Arc<Self>) -> TableCursor {
-        TableCursor::reading_ahead(Arc::clone(self))
+    /// A cursor for compactions: reads ahead so far with `pread`, verifies every byte that it reads,
+    /// and leaves the cache alone.
+    pub fn compaction_cursor(self: &Arc<Self>, ahead_bytes: usize) -> TableCursor {
+        TableCursor::reading_ahead(Arc::clone(self), ahead_bytes)
+    }
+
+    /// The same for whoever reads nothing else meanwhile.
+    pub fn verifying_cursor(self: &Arc<Self>) -> TableCursor {
+        self.compaction_cursor(1 << 20)
     }
 
     /// Bytes on the heap that this open table holds: index, filter, bitmap.
@@ -295,7 +300,7 @@ impl Table {
             ..self.facts
         };
         let mut last: Option<(Vec<u8>, SeqNo)> = None;
-        let mut cursor = self.compaction_cursor();
+        let mut cursor = self.verifying_cursor();
         cursor.seek_to_first()?;
         while cursor.valid() {
             let (key, seqno) = (cursor.key(), cursor.seqno());

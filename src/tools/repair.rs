@@ -478,12 +478,14 @@ impl Repair<'_> {
         group: &Group,
         next_file: &mut FileNumber,
     ) -> Result<Vec<TableFacts>> {
+        let limits = self.options.limits();
+        let ahead_bytes = limits.read_ahead_bytes(group.sources.len());
         let mut sources: Vec<Box<dyn Cursor>> = Vec::new();
         for source in &group.sources {
             let name = FileKind::Table.name(source.number);
             (self.progress)(&name);
             sources.push(match source.whole {
-                true => Box::new(self.open_whole(source.number)?.0.compaction_cursor()),
+                true => Box::new(self.open_whole(source.number)?.0.compaction_cursor(ahead_bytes)),
                 false => {
                     Box::new(SalvageCursor::new(self.salvage(source.number, Some(source.id))?))
                 }
@@ -495,7 +497,6 @@ impl Repair<'_> {
             operator: keyspace.facts.operator.clone(),
             inputs: group.sources.iter().map(|source| source.number).collect(),
         };
-        let limits = self.options.limits();
         let config = table_config(&self.options, &limits, group.level);
         let mut begin = || {
             let number = *next_file;
