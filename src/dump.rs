@@ -153,6 +153,7 @@ fn write_edit(f: &mut fmt::Formatter<'_>, edit: &Edit) -> fmt::Result {
     let numbers = [
         ("replay from lsn", edit.replay_from.map(|lsn| lsn.0)),
         ("replay from log", edit.replay_log.map(|number| number.0)),
+        ("log durable to lsn", edit.log_durable.map(|lsn| lsn.0)),
         ("seqno lease", edit.seqno_lease.map(|seqno| seqno.0)),
         ("next file", edit.next_file.map(|number| number.0)),
         ("next keyspace", edit.next_keyspace.map(|id| u64::from(id.0))),

@@ -252,6 +252,12 @@ impl Limits {
         (self.job_bytes / 3 / inputs.max(1)).clamp(32 << 10, 1 << 20)
     }
 
+    /// What flushes and compactions keep of buffers between them: what so many of them read ahead and
+    /// write.
+    pub fn buffers_bytes(&self, threads: usize) -> usize {
+        self.job_bytes / 2 * threads.max(1)
+    }
+
     fn tiny() -> Limits {
         Limits {
             // An arena's first chunk takes 4096; this is full after 9 small entries.

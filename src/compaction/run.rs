@@ -14,6 +14,7 @@
 //! the edit that names them.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::compaction::survive::{Survivor, Survivors};
 use crate::cursor::Cursor;
@@ -21,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file::{FileKind, FileNumber};
 use crate::fs::Fs;
 use crate::table::builder::TableBuilder;
-use crate::table::{Origin, TableConfig, TableFacts};
+use crate::table::{Buffers, Origin, TableConfig, TableFacts};
 
 /// Between two looks at the cancel flag: at 80 ns an entry, some 80 µs.
 const ENTRIES_BETWEEN_CHECKS: u32 = 1024;
@@ -85,6 +86,8 @@ pub(crate) struct Output<'a> {
     pub(crate) table_bytes: u64,
     /// What the job may take; two thirds are for what is written.
     pub(crate) job_bytes: usize,
+    /// What is written is collected in one of these.
+    pub(crate) buffers: &'a Arc<Buffers>,
     /// Gives each file its number.
     pub(crate) next_number: &'a dyn Fn() -> FileNumber,
     /// Asked now and then: true ends the loop with `ErrorKind::Closed`.
@@ -162,6 +165,7 @@ impl Writer<'_> {
         let mut builder = TableBuilder::create(fs, dir, number, config)?;
         builder.set_origin(self.output.origin.clone());
         builder.limit_memory(self.output.job_bytes / 6, self.output.job_bytes / 2);
+        builder.use_buffers(self.output.buffers);
         self.table = Some((builder, 0));
         Ok(())
     }
@@ -234,6 +238,7 @@ mod tests {
                 origin: &Origin::default(),
                 table_bytes,
                 job_bytes: 1 << 20,
+                buffers: &Buffers::new(1 << 20),
                 next_number: &|| dir.next_number(),
                 cancelled,
                 progress: &|bytes| told.set(told.get() + bytes),

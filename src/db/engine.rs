@@ -32,7 +32,7 @@ use crate::read::get::{Answer, try_get_with};
 use crate::runtime::{Mutex, MutexGuard, Runtime};
 use crate::slice::Slice;
 use crate::snapshots::{Reading, Snapshots};
-use crate::table::BlockCache;
+use crate::table::{BlockCache, Buffers};
 use crate::tree::{Tree, View};
 use crate::write::commit::{Memtables, Pipeline, Supplies};
 use crate::write::pressure::{Measures, Patience, Throttle};
@@ -68,6 +68,8 @@ pub(crate) struct Engine {
     /// The keyspaces that are not dropped. Replaced under the catalog lock.
     pub trees: ArcSwap<Vec<Arc<Tree>>>,
     pub cache: Arc<BlockCache>,
+    /// Those of the flushes and compactions.
+    pub buffers: Arc<Buffers>,
     pub pool: Arc<ArenaPool>,
     pub work: Work,
     pub tokens: Tokens,
@@ -109,6 +111,7 @@ pub(crate) struct Parts {
     pub catalog: Catalog,
     pub trees: Vec<Arc<Tree>>,
     pub cache: Arc<BlockCache>,
+    pub buffers: Arc<Buffers>,
     pub pool: Arc<ArenaPool>,
     pub next_file: FileNumber,
     pub next_run: u64,
@@ -167,6 +170,7 @@ impl Engine {
             catalog: Mutex::new(parts.catalog),
             trees: ArcSwap::from_pointee(parts.trees),
             cache: parts.cache,
+            buffers: parts.buffers,
             pool: parts.pool,
             work: Work::default(),
             next_file: AtomicU64::new(parts.next_file.0),
@@ -560,6 +564,8 @@ impl Engine {
     /// stands, and must be carried out.
     pub fn append_edit(&self, catalog: &mut MutexGuard<'_, Catalog>, mut edit: Edit) -> Result<()> {
         edit.voids_settled = self.voids_settled.swap(false, Ordering::Relaxed);
+        let durable = self.pipeline.syncer.durable();
+        edit.log_durable = (durable > catalog.state().log_durable()).then_some(durable);
         let broken = |error: &Error| self.fail(DegradedCause::Manifest, error);
         catalog.append(edit, self.next_file()).inspect_err(broken)?;
         self.note_file_lease(catalog);

@@ -180,7 +180,7 @@ impl Engine {
 
     /// Merges the inputs of a compaction into new tables.
     fn rewrite(&self, tree: &Tree, plan: &Plan) -> Result<Vec<TableFacts>> {
-        let merged = MergeCursor::new(plan.cursors(&self.limits));
+        let merged = MergeCursor::new(plan.cursors(&self.limits, &self.buffers));
         let facts = match self.dead_entries(tree)? {
             Some(is_dead) => self.write_survivors(tree, plan, Living::new(merged, is_dead)),
             None => self.write_survivors(tree, plan, merged),
@@ -251,6 +251,7 @@ impl Engine {
             origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
             job_bytes: self.limits.job_bytes,
+            buffers: &self.buffers,
             next_number: &|| self.next_file_number(),
             cancelled: &|| self.work.is_stopped(),
             progress: &|_| {},

@@ -57,7 +57,7 @@ use crate::record::RecordKind;
 use crate::record::chain::{Break, LogChain, LogFile, Mode, Outcome, Replay};
 use crate::record::reader::Record;
 use crate::runtime::Runtime;
-use crate::table::{BlockCache, Origin, Table, TableFacts};
+use crate::table::{BlockCache, Buffers, Origin, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
 use crate::write::closing::{Member, Rule};
@@ -197,7 +197,7 @@ pub(crate) fn recover(
     recovery.cut = cut;
     recovery.replay(&state)?;
     let next_seqno = recovery.next_seqno(&state);
-    let first_lsn = recovery.first_free_lsn(state.replay_from());
+    let first_lsn = recovery.first_free_lsn(&state);
     let lease = SeqNo(next_seqno.0 + Engine::seqnos_ahead(&recovery.limits));
     // A refused commit may have extended the old lease further than the numbers that were used.
     let lease = lease.max(state.seqno_lease());
@@ -287,6 +287,7 @@ struct Recovering<'a> {
     limits: Limits,
     pool: Arc<ArenaPool>,
     cache: Arc<BlockCache>,
+    buffers: Arc<Buffers>,
     names: Vec<String>,
     next_file: AtomicU64,
     keyspaces: BTreeMap<KeyspaceId, Recovered>,
@@ -333,6 +334,7 @@ impl<'a> Recovering<'a> {
         let beyond = found.map(|(_, number)| number.0 + 1).max().unwrap_or(1);
         let next_file = AtomicU64::new(state.next_file().0.max(beyond));
         let cache = BlockCache::new(limits.cache_bytes);
+        let buffers = Buffers::new(limits.buffers_bytes(options.threads));
         let mut recovery = Recovering {
             fs,
             dir,
@@ -340,6 +342,7 @@ impl<'a> Recovering<'a> {
             limits,
             pool,
             cache,
+            buffers,
             names,
             next_file,
             keyspaces: BTreeMap::new(),
@@ -585,6 +588,7 @@ impl<'a> Recovering<'a> {
             origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
             job_bytes: self.limits.job_bytes,
+            buffers: &self.buffers,
             next_number: &next_number,
             cancelled: &|| false,
             progress: &|_| {},
@@ -615,9 +619,10 @@ impl<'a> Recovering<'a> {
         SeqNo(last.0 + 1)
     }
 
-    /// The end of every log that was found, so that none of them is ever read again.
-    fn first_free_lsn(&self, replay_from: Lsn) -> Lsn {
-        self.logs_end.max(replay_from)
+    /// The end of every log that was found, and of one that is lost, so that none of them is ever read
+    /// again.
+    fn first_free_lsn(&self, state: &State) -> Lsn {
+        self.logs_end.max(state.replay_from()).max(state.log_durable())
     }
 
     fn finish(
@@ -668,6 +673,7 @@ impl<'a> Recovering<'a> {
             catalog,
             trees,
             cache: self.cache,
+            buffers: self.buffers,
             pool: self.pool,
             next_file,
             next_run: next_run.unwrap_or(1),
@@ -729,7 +735,7 @@ fn replay_of(fs: &dyn Fs, dir: &Path, state: &State) -> Replay {
         dir: dir.to_path_buf(),
         from: state.replay_from(),
         from_log: state.replay_log(),
-        durable: Lsn(0),
+        durable: state.log_durable(),
         boot_id: fs.boot_id(),
         mode: Mode::Strict,
     }

@@ -111,6 +111,8 @@ pub struct MemoryStats {
     pub arena_pool: u64,
     /// Blocks in the cache.
     pub block_cache: u64,
+    /// Buffers kept for the next flushes and compactions.
+    pub buffers: u64,
     /// Filters and indexes of open tables, as far as they are copied to the heap.
     pub tables: u64,
     /// The filter of recent tokens of idempotent commits, once there was one.
@@ -200,6 +202,7 @@ impl MemoryStats {
             memtables: engine.memtables_bytes() as u64,
             arena_pool: engine.pool.free_bytes() as u64,
             block_cache: engine.cache.used_bytes() as u64,
+            buffers: engine.buffers.free_bytes() as u64,
             tables: engine.tables_memory_bytes() as u64,
             tokens: engine.tokens.recent_bytes() as u64,
         }
@@ -208,7 +211,8 @@ impl MemoryStats {
     /// All of it together.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.memtables + self.arena_pool + self.block_cache + self.tables + self.tokens
+        let caches = self.block_cache + self.buffers + self.tables + self.tokens;
+        self.memtables + self.arena_pool + caches
     }
 }
 
@@ -240,13 +244,14 @@ impl fmt::Display for Stats {
         let memory = &self.memory;
         writeln!(
             f,
-            "memory    {} of {}: memtables {}, arena pool {}, block cache {}, tables {}, \
-             tokens {}",
+            "memory    {} of {}: memtables {}, arena pool {}, block cache {}, buffers {}, \
+             tables {}, tokens {}",
             Bytes(memory.total()),
             Bytes(memory.budget),
             Bytes(memory.memtables),
             Bytes(memory.arena_pool),
             Bytes(memory.block_cache),
+            Bytes(memory.buffers),
             Bytes(memory.tables),
             Bytes(memory.tokens),
         )?;

@@ -79,12 +79,17 @@ impl ArenaPool {
         self.leaf_slots
     }
 
+    /// Size of a chunk.
+    pub(super) fn chunk_bytes(&self) -> usize {
+        self.chunk_bytes
+    }
+
     /// Bytes in chunks that no memtable uses.
     pub fn free_bytes(&self) -> usize {
         self.pooled.lock().free.len() * self.chunk_bytes
     }
 
-    fn take(&self) -> Memory {
+    pub(super) fn take(&self) -> Memory {
         let reused = {
             let mut pooled = self.pooled.lock();
             pooled.used_bytes += self.chunk_bytes;
@@ -93,7 +98,7 @@ impl ArenaPool {
         reused.unwrap_or_else(|| Memory::new(self.chunk_bytes))
     }
 
-    fn put(&self, memory: Memory) {
+    pub(super) fn put(&self, memory: Memory) {
         debug_assert_eq!(memory.bytes(), self.chunk_bytes);
         let mut pooled = self.pooled.lock();
         pooled.used_bytes -= self.chunk_bytes;
@@ -123,7 +128,7 @@ impl ArenaPool {
 
 /// An owned piece of raw memory.
 #[derive(Debug)]
-struct Memory {
+pub(super) struct Memory {
     start: NonNull<u8>,
     layout: Layout,
     /// Where it came from the kernel; else it came from the allocator.
@@ -151,8 +156,12 @@ impl Memory {
         Memory { start, layout, mapping: None }
     }
 
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.layout.size()
+    }
+
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
     }
 }
 

@@ -247,8 +247,9 @@ impl LogChain {
             self.enter(next);
             return Ok(());
         }
-        // A log without a next file may end in any of the ordinary ways.
-        let ordinary = next_lsn.is_none() && !matches!(stop, Stop::Bad(_));
+        // A log without a next file may end in any of the ordinary ways, but not before what was durable.
+        let ordinary =
+            next_lsn.is_none() && !matches!(stop, Stop::Bad(_)) && self.lsn >= self.replay.durable;
         match self.replay.mode {
             Mode::Strict => self.refuse_if_safe(&stop)?,
             Mode::PointInTime => {}
@@ -321,7 +322,7 @@ impl LogChain {
             None => match (self.unreadable.first(), self.links.first()) {
                 (Some(file), _) => (file.path.clone(), 0),
                 (None, Some(link)) => (link.path.clone(), 0),
-                (None, None) => (self.replay.dir.clone(), 0),
+                (None, None) => (FileKind::Log.path(&self.replay.dir, self.replay.from_log), 0),
             },
         }
     }

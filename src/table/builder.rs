@@ -23,7 +23,9 @@ use crate::options::Filter;
 use crate::table::block::{BlockBuilder, shared_prefix};
 use crate::table::filter;
 use crate::table::layout::{FLAG_OPTIONAL, Layout, Section, section_kind};
-use crate::table::{CODEC_LZ4, CODEC_NONE, Origin, SEQNO_BEFORE_ALL, TableConfig, TableFacts};
+use crate::table::{
+    Buffers, CODEC_LZ4, CODEC_NONE, Origin, SEQNO_BEFORE_ALL, TableConfig, TableFacts,
+};
 
 /// The file is written in pieces of so many bytes, and not of fewer than the next.
 const CHUNK_BYTES: usize = 2 << 20;
@@ -51,6 +53,7 @@ pub(crate) struct TableBuilder<'fs> {
     hashes: Vec<u64>,
     /// There are to be no more of them.
     keys_max: usize,
+    buffers: Option<Arc<Buffers>>,
     compressor: Compressor,
     last_key: Vec<u8>,
     last_seqno: SeqNo,
@@ -104,6 +107,7 @@ impl<'fs> TableBuilder<'fs> {
             unbounded: None,
             hashes: Vec::new(),
             keys_max: usize::MAX,
+            buffers: None,
             compressor: Compressor::default(),
             last_key: Vec::new(),
             last_seqno: SeqNo::ZERO,
@@ -131,6 +135,15 @@ impl<'fs> TableBuilder<'fs> {
         if self.config.filter != Filter::None {
             self.keys_max = (filter_bytes / filter::BUILD_BYTES_PER_KEY).max(1);
         }
+    }
+
+    /// Lets it collect what is to be written in one of these.
+    pub fn use_buffers(&mut self, buffers: &Arc<Buffers>) {
+        // What a block adds beyond the chunk must not make it grow, which would double it.
+        let mut buffer = buffers.take(self.out.chunk_bytes + self.out.chunk_bytes / 8);
+        buffer.extend_from_slice(&self.out.buffer);
+        self.out.buffer = buffer;
+        self.buffers = Some(Arc::clone(buffers));
     }
 
     /// True once there are as many keys as the filter may have: time for another table.
@@ -332,6 +345,9 @@ impl<'fs> TableBuilder<'fs> {
 
 impl Drop for TableBuilder<'_> {
     fn drop(&mut self) {
+        if let Some(buffers) = &self.buffers {
+            buffers.put(std::mem::take(&mut self.out.buffer));
+        }
         if !self.finished {
             // Best effort: open removes files that no manifest names.
             let _ = self.fs.remove(&self.out.path);
