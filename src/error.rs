@@ -36,6 +36,8 @@ pub enum BusyCause {
     LogBytes,
     /// The disk is nearly full.
     DiskSpace,
+    /// The key is being handed over to another shard.
+    Move,
     /// A bounded queue in front of the engine is full.
     Queue,
 }

@@ -8,6 +8,7 @@
 //! 000009.table            sorted table
 //! *.tmp                   being written; removed at open
 //! lost/                   files that a salvage or repair gave up; never read
+//! SHARD                   whose shard this is, if it is one; see `shard::map_file`
 //! queues/NAME/            an ingest queue: LOCK, and logs in a/ or b/
 //!
 //! header, 128 bytes, at offset 0 of every log, table and manifest
@@ -85,6 +86,8 @@ impl FileKind {
 pub const CURRENT: &str = "CURRENT";
 /// Name of the lock file.
 pub const LOCK: &str = "LOCK";
+/// Name of the file that marks the directory as a shard of a larger database.
+pub const SHARD_MARK: &str = "SHARD";
 /// Name of the directory for what a salvage or repair gave up.
 pub const LOST: &str = "lost";
 /// Name of the directory for the logs of ingest queues.

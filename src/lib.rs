@@ -41,6 +41,8 @@ mod write;
 
 mod db;
 
+mod shard;
+
 mod toolkit;
 
 pub mod tools;
@@ -52,6 +54,7 @@ pub mod fuzz;
 pub use crate::db::batch::Batch;
 pub use crate::db::keyspace::{Keyspace, KeyspaceOptions};
 pub use crate::db::once::{EventId, Outcome};
+pub use crate::db::resources::Resources;
 pub use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};
 pub use crate::db::stats::{KeyspaceStats, LevelStats, MemoryStats, Stats};
 pub use crate::db::{Db, DbBuilder};
@@ -62,6 +65,13 @@ pub use crate::options::{
     Compression, Durability, Filter, Options, ReadMode, Recovery, TokenWindow,
 };
 pub use crate::read::scan::{Cursor, Entry, Iter};
+pub use crate::shard::batch::{ShardedBatch, ShardedTicket};
+pub use crate::shard::keyspace::ShardedKeyspace;
+pub use crate::shard::mover::{MovePhase, MoveProgress};
+pub use crate::shard::partition::Partition;
+pub use crate::shard::scan::{ShardedCursor, ShardedIter};
+pub use crate::shard::snapshot::{ShardedKeyspaceSnapshot, ShardedSnapshot};
+pub use crate::shard::{ShardStats, ShardedDb, ShardedDbBuilder, ShardedStats};
 pub use crate::slice::Slice;
 pub use crate::toolkit::batcher::{Batcher, BatcherOptions, ItemTicket};
 pub use crate::toolkit::coalescer::{Coalescer, CoalescerOptions};

@@ -85,7 +85,6 @@ pub(crate) struct Plan<T = Table> {
     #[cfg_attr(not(test), expect(dead_code, reason = "for people, who see it in the golden text"))]
     pub(crate) reason: Reason,
     /// The first level that inputs are from.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for people, who see it in the golden text"))]
     pub(crate) from_level: u8,
     /// The level of the outputs.
     pub(crate) to_level: u8,

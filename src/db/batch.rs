@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use crate::batch::{BatchBuilder, Operations};
 use crate::db::Handle;
+use crate::db::engine::Engine;
 use crate::db::guard::{Guard, Must};
 use crate::db::keyspace::Keyspace;
 use crate::db::once::{Draft, EventId, Once, Outcome};
@@ -40,6 +41,17 @@ pub struct Batch {
     user_bytes: u64,
     /// The first operation that is at fault.
     fault: Option<Error>,
+}
+
+/// What a batch consists of, for one that is committed together with those of other shards.
+pub(crate) struct Insides<'a> {
+    pub engine: &'a Engine,
+    pub builder: &'a mut BatchBuilder,
+    /// The keyspaces with operations.
+    pub trees: &'a [Arc<Tree>],
+    pub guards: &'a [Guard],
+    /// Bytes of keys and values.
+    pub user_bytes: u64,
 }
 
 impl Batch {
@@ -120,7 +132,7 @@ impl Batch {
         self.require(keyspace, key.as_ref(), Must::BeUnchangedSince(snapshot.clone()))
     }
 
-    fn require(&mut self, keyspace: &Keyspace, key: &[u8], must: Must) -> &mut Batch {
+    pub(crate) fn require(&mut self, keyspace: &Keyspace, key: &[u8], must: Must) -> &mut Batch {
         if self.accepts(keyspace, key, &[]) {
             self.guards.push(Guard { tree: keyspace.tree.clone(), key: key.into(), must });
         }
@@ -175,6 +187,29 @@ impl Batch {
         self.guards.clear();
         self.user_bytes = 0;
         self.fault = None;
+    }
+
+    // For batches over several shards.
+
+    /// What is committed in this shard.
+    pub(crate) fn insides(&mut self) -> Insides<'_> {
+        let Batch { handle, builder, trees, guards, user_bytes, .. } = self;
+        Insides { engine: &handle.engine, builder, trees, guards, user_bytes: *user_bytes }
+    }
+
+    /// True if there is nothing to commit, and nothing to look at.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.builder.is_empty() && self.guards.is_empty() && self.fault.is_none()
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.handle.engine
+    }
+
+    /// # Errors
+    /// If an operation is at fault.
+    pub(crate) fn check_fault(&self) -> Result<()> {
+        self.fault.as_ref().map_or(Ok(()), |fault| Err(fault.duplicate()))
     }
 
     // For the toolkit.
@@ -422,7 +457,7 @@ impl Batch {
     }
 
     /// Gives the batch its place in the order; `None` if it has no operations.
-    fn submit(&mut self, patience: Patience) -> Result<Option<Place>> {
+    pub(crate) fn submit(&mut self, patience: Patience) -> Result<Option<Place>> {
         if let Some(fault) = &self.fault {
             return Err(fault.duplicate());
         }

@@ -1,7 +1,7 @@
 //! The engine: what all handles of an open database share.
 //!
-//! Lock order, outermost first: `work` is never held with another · catalog · commit · log files ·
-//! snapshots. Readers take none of them; writers take commit only.
+//! Lock order, outermost first: `work` is never held with another but the crew's · catalog · commit ·
+//! log files · snapshots. Readers take none of them; writers take commit only.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,8 +18,9 @@ use crate::coding::Decoded;
 use crate::cursor::ValueRef;
 use crate::db::catalog::Catalog;
 use crate::db::once::Tokens;
+use crate::db::resources::{Holding, Shared};
 use crate::db::worker::Work;
-use crate::error::{DegradedCause, Error, ErrorKind, Result};
+use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
 use crate::file::{FileNumber, Lsn};
 use crate::fs::{Fs, Lock};
 use crate::key::{EntryKind, KEY_BYTES_MAX, SeqNo, VALUE_BYTES_MAX};
@@ -32,15 +33,13 @@ use crate::read::get::{Answer, try_get_with};
 use crate::runtime::{Mutex, MutexGuard, Runtime};
 use crate::slice::Slice;
 use crate::snapshots::{Reading, Snapshots};
-use crate::table::{BlockCache, Buffers};
+use crate::table::BlockCache;
 use crate::tree::{Tree, View};
 use crate::write::commit::{Memtables, Pipeline, Supplies};
 use crate::write::pressure::{Measures, Patience, Throttle};
 use crate::write::ring::Place;
 use crate::write::stamps::Check;
 
-/// Every so many bytes of log the pressure is measured anew.
-const MEASURE_BYTES: u64 = 256 << 10;
 /// Every so many bytes of log the pages ahead are made present.
 const TOUCH_BYTES: u64 = 1 << 20;
 /// So many operations of a batch are looked up in the memtable before the first of them is put there.
@@ -67,9 +66,13 @@ pub(crate) struct Engine {
     pub catalog: Mutex<Catalog>,
     /// The keyspaces that are not dropped. Replaced under the catalog lock.
     pub trees: ArcSwap<Vec<Arc<Tree>>>,
+    /// What it may share with others.
+    pub resources: Arc<Shared>,
+    /// What it holds of that.
+    pub holding: Holding,
+    /// That of the resources.
     pub cache: Arc<BlockCache>,
-    /// Those of the flushes and compactions.
-    pub buffers: Arc<Buffers>,
+    /// That of the resources.
     pub pool: Arc<ArenaPool>,
     pub work: Work,
     pub tokens: Tokens,
@@ -105,14 +108,11 @@ pub(crate) struct Totals {
 pub(crate) struct Parts {
     pub fs: Arc<dyn Fs>,
     pub dir: PathBuf,
-    pub runtime: Runtime,
+    pub resources: Arc<Shared>,
     pub options: Options,
     pub pipeline: Pipeline,
     pub catalog: Catalog,
     pub trees: Vec<Arc<Tree>>,
-    pub cache: Arc<BlockCache>,
-    pub buffers: Arc<Buffers>,
-    pub pool: Arc<ArenaPool>,
     pub next_file: FileNumber,
     pub next_run: u64,
     pub losses: Vec<Loss>,
@@ -156,7 +156,8 @@ impl Surroundings for Around<'_> {
 impl Engine {
     pub fn new(parts: Parts) -> Engine {
         let file_lease = parts.catalog.file_lease();
-        Engine {
+        let resources = parts.resources;
+        let engine = Engine {
             fs: parts.fs,
             dir: parts.dir,
             limits: parts.options.limits(),
@@ -165,13 +166,14 @@ impl Engine {
             pipeline: Arc::new(parts.pipeline),
             snapshots: Snapshots::default(),
             readers: Arc::default(),
-            pressure: Throttle::new(parts.runtime.clone()),
-            runtime: parts.runtime,
+            pressure: Throttle::new(resources.runtime.clone()),
+            runtime: resources.runtime.clone(),
             catalog: Mutex::new(parts.catalog),
             trees: ArcSwap::from_pointee(parts.trees),
-            cache: parts.cache,
-            buffers: parts.buffers,
-            pool: parts.pool,
+            cache: resources.cache.clone(),
+            pool: resources.arenas.clone(),
+            resources,
+            holding: Holding::default(),
             work: Work::default(),
             next_file: AtomicU64::new(parts.next_file.0),
             file_lease: AtomicU64::new(file_lease.0),
@@ -181,7 +183,9 @@ impl Engine {
             oversized: Mutex::new(()),
             losses: parts.losses,
             lock: Mutex::new(Some(parts.lock)),
-        }
+        };
+        engine.note_tables();
+        engine
     }
 
     // Reads.
@@ -390,11 +394,12 @@ impl Engine {
     #[inline]
     pub fn note_logged(&self, place: Place, record_bytes: u64) {
         let before = place.end_lsn.0 - record_bytes;
-        if before / MEASURE_BYTES != place.end_lsn.0 / MEASURE_BYTES {
+        let shift = self.resources.measure_shift();
+        if before >> shift != place.end_lsn.0 >> shift {
             self.measure_pressure();
         }
         if before / TOUCH_BYTES != place.end_lsn.0 / TOUCH_BYTES {
-            self.work.wake_log_thread();
+            self.wake_log_thread();
         }
         self.totals.log_bytes.fetch_add(record_bytes, Ordering::Relaxed);
     }
@@ -449,7 +454,7 @@ impl Engine {
         let frozen = self.pipeline.lock().freeze(tree, fresh, only);
         if frozen {
             self.measure_pressure();
-            self.work.wake();
+            self.wake_workers();
         }
         frozen
     }
@@ -467,6 +472,13 @@ impl Engine {
         self.trees.load().iter().map(bytes).sum()
     }
 
+    /// Says what this engine holds of the memory that it may share.
+    fn note_holding(&self) {
+        let actives: usize = self.trees.load().iter().map(|tree| active_bytes(&tree.view())).sum();
+        self.holding.actives.store(actives, Ordering::Relaxed);
+        self.holding.memtables.store(self.memtables_bytes(), Ordering::Relaxed);
+    }
+
     /// What open tables hold on the heap.
     pub fn tables_memory_bytes(&self) -> usize {
         let bytes = |tree: &Arc<Tree>| -> usize {
@@ -475,27 +487,42 @@ impl Engine {
         self.trees.load().iter().map(bytes).sum()
     }
 
-    /// Lets the cache have what indexes, filters and tokens leave of its share: they are in use, its
-    /// blocks only may be again.
-    pub fn resize_cache(&self) {
-        let fixed_bytes = self.tables_memory_bytes() + self.tokens.recent_bytes();
-        self.cache.set_capacity(self.limits.cache_bytes.saturating_sub(fixed_bytes));
+    /// The same of its tables, which changed.
+    pub fn note_tables(&self) {
+        let tables = self.tables_memory_bytes();
+        if self.holding.tables.swap(tables, Ordering::Relaxed) != tables {
+            self.resources.fit_cache();
+        }
+    }
+
+    /// True while writers may not write at any rate.
+    pub fn is_slowed(&self) -> bool {
+        self.pressure.allowed().is_some()
+    }
+
+    /// True while they may not because the background threads are behind.
+    pub fn contends(&self) -> bool {
+        self.is_slowed() && self.pressure.reading().1 != BusyCause::DiskSpace
     }
 
     /// Measures pressure and sees to it that no keyspace holds memory or log for too long.
     pub fn measure_pressure(&self) {
         let trees = self.trees.load();
         let limits = &self.limits;
-        self.resize_cache();
+        self.note_holding();
+        let shares = self.resources.shares(self);
         let logs_bytes = self.pipeline.logs.live_bytes();
-        let memtables_bytes = self.memtables_bytes();
         let level0_runs = |tree: &Arc<Tree>| tree.view().version.level0().len();
         let debt = |tree: &Arc<Tree>| tree.debt_bytes.load(Ordering::Relaxed);
         let stored: u64 = trees.iter().map(|tree| tree.table_bytes()).sum();
         self.pressure.update(&Measures {
-            memtables_bytes,
-            memtable_bytes: limits.memtable_bytes,
-            memtables_bytes_max: limits.memtables_bytes_max,
+            memtables_bytes: self.holding.memtables.load(Ordering::Relaxed),
+            memtables_level_bytes: shares.level_bytes,
+            memtables_total_bytes: shares.total_bytes,
+            sharers: shares.sharers,
+            contenders: shares.contenders,
+            memtable_bytes: shares.actives_bytes_max,
+            memtables_bytes_max: shares.memtables_bytes_max,
             level0_runs: trees.iter().map(level0_runs).max().unwrap_or(0),
             level0_runs_trigger: limits.level0_runs,
             level0_runs_max: limits.level0_runs_max,
@@ -506,10 +533,10 @@ impl Engine {
             free_bytes: self.work.free_bytes(),
             reserve_bytes: limits.reserve_bytes,
         });
-        let actives: usize = trees.iter().map(|tree| active_bytes(&tree.view())).sum();
-        if trees.len() > 1 && actives >= limits.memtable_bytes {
-            let largest = trees.iter().max_by_key(|tree| active_bytes(&tree.view()));
-            self.freeze_quietly(largest);
+        // A lone memtable is frozen by whoever fills it.
+        let is_lone = trees.len() == 1 && shares.sharers == 1;
+        if !is_lone && shares.actives_bytes >= shares.actives_bytes_max {
+            self.resources.freeze_largest(self);
         }
         if logs_bytes > limits.logs_bytes_max / 4 {
             let state = self.pipeline.lock();
@@ -520,12 +547,20 @@ impl Engine {
         }
     }
 
+    /// Freezes the largest active memtable of this engine.
+    pub fn freeze_largest(&self) {
+        let trees = self.trees.load();
+        self.freeze_quietly(trees.iter().max_by_key(|tree| active_bytes(&tree.view())));
+        self.note_holding();
+    }
+
     /// [`Engine::freeze`] without measuring the pressure again.
     fn freeze_quietly(&self, tree: Option<&Arc<Tree>>) {
         let Some(tree) = tree else { return };
         let fresh = Arc::new(Memtable::new(&self.pool));
-        if self.pipeline.lock().freeze(tree, fresh, None) {
-            self.work.wake();
+        let frozen = self.pipeline.lock().freeze(tree, fresh, None);
+        if frozen {
+            self.wake_workers();
         }
     }
 
@@ -589,7 +624,7 @@ impl Engine {
             _ => cause,
         };
         self.pipeline.breaker.open(cause, error);
-        self.work.wake();
+        self.wake_workers();
     }
 
     /// Seqnos leased at a time: few with tiny limits, so that tests extend the lease.
@@ -650,6 +685,6 @@ impl Supplies for Engine {
     }
 
     fn log_rotated(&self) {
-        self.work.wake_log_thread();
+        self.wake_log_thread();
     }
 }

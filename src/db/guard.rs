@@ -33,6 +33,7 @@ pub(crate) struct Guard {
     pub must: Must,
 }
 
+#[derive(Clone)]
 pub(crate) enum Must {
     BeAbsent,
     Equal(Box<[u8]>),

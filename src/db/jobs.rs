@@ -20,6 +20,7 @@ use crate::compaction::run::{Output, write_tables};
 use crate::compaction::survive::Survivors;
 use crate::cursor::Cursor;
 use crate::cursor::merge::MergeCursor;
+use crate::db::crew::Aside;
 use crate::db::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file::{FileKind, FileNumber, Lsn};
@@ -45,7 +46,8 @@ impl Engine {
         let cuts = flush_cuts(&view.version, &self.limits);
         let memtables = view.frozen.iter().map(|frozen| &frozen.memtable);
         let (boundaries, operator) = (self.snapshots.boundaries(), tree.operator().cloned());
-        let facts = self.with_output(tree, 0, Vec::new(), |output| {
+        let aside = Aside::never();
+        let facts = self.with_output(tree, 0, Vec::new(), &aside, |output| {
             flush(memtables, newest.last_seqno, boundaries, operator, cuts, output)
         })?;
         let written: u64 = facts.iter().map(|facts| facts.bytes).sum();
@@ -122,7 +124,7 @@ impl Engine {
     }
 
     /// Runs a compaction that was planned.
-    pub fn compact(&self, tree: &Arc<Tree>, plan: &Plan) -> Result<()> {
+    pub fn compact(&self, tree: &Arc<Tree>, plan: &Plan, aside: &Aside<'_>) -> Result<()> {
         let _site = fs::site("compaction");
         let facts = if plan.delete_only {
             self.sync_before_removal()?;
@@ -130,7 +132,7 @@ impl Engine {
         } else if plan.trivial_move {
             plan.tables().map(|(_, table)| table.facts().clone()).collect()
         } else {
-            self.rewrite(tree, plan)?
+            self.rewrite(tree, plan, aside)?
         };
         let mut catalog = self.catalog.lock();
         if tree.is_dropped() {
@@ -179,11 +181,11 @@ impl Engine {
     }
 
     /// Merges the inputs of a compaction into new tables.
-    fn rewrite(&self, tree: &Tree, plan: &Plan) -> Result<Vec<TableFacts>> {
-        let merged = MergeCursor::new(plan.cursors(&self.limits, &self.buffers));
+    fn rewrite(&self, tree: &Tree, plan: &Plan, aside: &Aside<'_>) -> Result<Vec<TableFacts>> {
+        let merged = MergeCursor::new(plan.cursors(&self.limits, &self.resources.buffers));
         let facts = match self.dead_entries(tree)? {
-            Some(is_dead) => self.write_survivors(tree, plan, Living::new(merged, is_dead)),
-            None => self.write_survivors(tree, plan, merged),
+            Some(is_dead) => self.write_survivors(tree, plan, Living::new(merged, is_dead), aside),
+            None => self.write_survivors(tree, plan, merged, aside),
         }?;
         self.sync_tables(&facts)?;
         let read = plan.bytes();
@@ -202,11 +204,12 @@ impl Engine {
         tree: &Tree,
         plan: &Plan,
         entries: impl Cursor,
+        aside: &Aside<'_>,
     ) -> Result<Vec<TableFacts>> {
         let (boundaries, below) = (self.snapshots.boundaries(), plan.below.clone());
         let mut survivors = Survivors::new(entries, boundaries, below, tree.operator().cloned())?;
         let inputs = plan.removed().into_iter().map(|(_, number)| number).collect();
-        self.with_output(tree, plan.to_level, inputs, |output| {
+        self.with_output(tree, plan.to_level, inputs, aside, |output| {
             write_tables(&mut survivors, plan.cuts.clone(), output)
         })
     }
@@ -232,12 +235,13 @@ impl Engine {
     }
 
     /// Calls `write` with where and how tables of this level are written that take over the
-    /// contents of `inputs`.
+    /// contents of `inputs`; it steps aside now and then.
     pub(crate) fn with_output<T>(
         &self,
         tree: &Tree,
         level: u8,
         inputs: Vec<FileNumber>,
+        aside: &Aside<'_>,
         write: impl FnOnce(&Output<'_>) -> Result<T>,
     ) -> Result<T> {
         let config = table_config(&self.options, &self.limits, level);
@@ -251,9 +255,12 @@ impl Engine {
             origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
             job_bytes: self.limits.job_bytes,
-            buffers: &self.buffers,
+            buffers: &self.resources.buffers,
             next_number: &|| self.next_file_number(),
-            cancelled: &|| self.work.is_stopped(),
+            cancelled: &|| {
+                aside.step();
+                self.work.is_stopped()
+            },
             progress: &|_| {},
         })
     }
@@ -293,6 +300,7 @@ impl Engine {
     fn note_version(&self, tree: &Tree) {
         let scores = Scores::of(&tree.view().version, &self.limits, &Claims::default());
         tree.debt_bytes.store(scores.debt_bytes(), Ordering::Relaxed);
+        self.note_tables();
     }
 
     /// What the background threads sustain: user bytes flushed since the last call, by their busy

@@ -17,13 +17,13 @@ use crate::db::Db;
 use crate::db::cut;
 use crate::db::engine::Engine;
 use crate::db::open::{self, Found, Prepared};
+use crate::db::resources::Resources;
 use crate::db::snapshot::Snapshot;
 use crate::error::{Error, Result};
 use crate::file::{Lsn, ShardNumber};
 use crate::fs::Fs;
 use crate::key::SeqNo;
 use crate::options::{Durability, Options, Recovery};
-use crate::runtime::Runtime;
 use crate::tree::Tree;
 use crate::write::closing::{Joints, Member, Rule};
 use crate::write::commit::Memtables;
@@ -58,11 +58,12 @@ pub(crate) struct JointPart<'a> {
 /// these, and if one lacks what another proves to have been safe.
 pub(crate) fn open_shards(
     fs: &Arc<dyn Fs>,
-    runtime: &Runtime,
+    resources: &Resources,
     joints: &Arc<Joints>,
     shards: &[ShardDir],
     options: &Options,
 ) -> Result<Vec<Db>> {
+    let options = &resources.adapt(options.clone());
     let in_shard = |dir: &Path| {
         let what = format!("open {}", dir.display());
         move |error: Error| error.context(what)
@@ -86,14 +87,14 @@ pub(crate) fn open_shards(
     for ((ShardDir { shard, dir }, prepared), cut) in shards.iter().zip(prepared).zip(cuts) {
         let member = Some(Member { joints: joints.clone(), shard: *shard });
         let found = Found { member, cut, ..Found::new(prepared) };
-        let engine = open::recover(fs.clone(), runtime.clone(), dir, options.clone(), found);
+        let engine = open::recover(fs.clone(), resources.shared(), dir, options.clone(), found);
         engines.push(engine.map_err(in_shard(dir))?);
     }
     let start = |(engine, ShardDir { shard, .. }): (Arc<Engine>, &ShardDir)| {
         engine.voids_settled.store(true, Ordering::Relaxed);
         let pipeline = Arc::downgrade(&engine.pipeline);
         joints.join(*shard, pipeline);
-        Db::start(engine)
+        Db::start(engine, resources.clone())
     };
     engines.into_iter().zip(shards).map(start).collect()
 }
@@ -223,6 +224,7 @@ pub(crate) fn commit_joint_checked<T>(
 ///
 /// # Errors
 /// If a shard's log cannot be synced: it is unknown then.
+#[cfg_attr(not(test), expect(dead_code, reason = "for tests of several engines alone"))]
 pub(crate) fn acknowledge_joint(
     parts: &[JointPart<'_>],
     places: &Places,
@@ -247,11 +249,11 @@ pub(crate) fn acknowledge_joint(
 ///
 /// # Errors
 /// As [`Db::resume`], of a shard that still refuses them.
-pub(crate) fn resume_shards(shards: &[Db]) -> Result<()> {
+pub(crate) fn resume_shards<'a>(shards: impl Iterator<Item = &'a Db> + Clone) -> Result<()> {
     let is_degraded = |db: &&Db| db.engine().pipeline.breaker.check().is_err();
     loop {
         let (mut resumed, mut refused) = (0, None);
-        for db in shards.iter().filter(is_degraded) {
+        for db in shards.clone().filter(is_degraded) {
             match db.resume() {
                 Ok(()) => resumed += 1,
                 Err(error) => refused = Some(error),
@@ -266,6 +268,7 @@ pub(crate) fn resume_shards(shards: &[Db]) -> Result<()> {
 }
 
 /// Snapshots of all shards that see a joint commit either wholly or not at all.
+#[cfg_attr(not(test), expect(dead_code, reason = "for tests of several engines alone"))]
 pub(crate) fn joint_snapshots(joints: &Joints, shards: &[Db]) -> Vec<Snapshot> {
     let _gate = joints.gate();
     shards.iter().map(Snapshot::new).collect()
@@ -281,6 +284,7 @@ mod tests {
     use crate::fs::fault::{Fault, FaultFs, FaultKind};
     use crate::fs::intercept::Select;
     use crate::fs::sim::{SimFs, Survival};
+    use crate::runtime::Runtime;
 
     struct Shards {
         joints: Arc<Joints>,
@@ -298,7 +302,8 @@ mod tests {
             let shards = (0..count).map(|n| ShardDir { shard: ShardNumber(n), dir: dir(n) });
             let shards: Vec<ShardDir> = shards.collect();
             let options = Options::tiny();
-            let dbs = open_shards(&fs, &Runtime::threads(), &joints, &shards, &options).unwrap();
+            let resources = Resources::on(Runtime::threads(), &options);
+            let dbs = open_shards(&fs, &resources, &joints, &shards, &options).unwrap();
             Shards { joints, dbs }
         }
 
@@ -402,7 +407,7 @@ mod tests {
     fn shards_that_failed_are_resumed_with_everything_joint_in_all_of_them() {
         for shard in ["shard-0", "shard-1"] {
             let (disk, shards) = fail_a_sync(shard);
-            resume_shards(&shards.dbs).unwrap();
+            resume_shards(shards.dbs.iter()).unwrap();
             let resumed = shards.contents();
             assert_eq!(resumed[0].get("c"), Some(&"3".to_string()), "readers had seen it");
             let left = disk.snapshot().crash(&Survival::NothingUnsynced);
@@ -437,7 +442,8 @@ mod tests {
         assert_eq!(alone.unwrap_err().kind(), &ErrorKind::InvalidArgument);
         let dir = Path::new("db/shard-1").to_path_buf();
         let other = [ShardDir { shard: ShardNumber(0), dir }];
-        let opened = open_shards(&fs, &Runtime::threads(), &Arc::default(), &other, &options());
+        let resources = Resources::on(Runtime::threads(), &options());
+        let opened = open_shards(&fs, &resources, &Arc::default(), &other, &options());
         assert_eq!(opened.unwrap_err().kind(), &ErrorKind::InvalidArgument);
     }
 }

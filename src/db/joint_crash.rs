@@ -30,6 +30,7 @@ use crate::db::joint::{
     JointPart, ShardDir, acknowledge_joint, commit_joint, joint_snapshots, open_shards,
 };
 use crate::db::keyspace::{Keyspace, KeyspaceOptions};
+use crate::db::resources::Resources;
 use crate::db::snapshot::Snapshot;
 use crate::error::Result;
 use crate::file::ShardNumber;
@@ -65,7 +66,9 @@ impl Shards {
         let dir = |n| Path::new("/db").join(format!("shard-{n}"));
         let shards = (0..count as u32).map(|n| ShardDir { shard: ShardNumber(n), dir: dir(n) });
         let shards: Vec<ShardDir> = shards.collect();
-        let dbs = open_shards(&fs, runtime, &joints, &shards, &Options::tiny())?;
+        let options = Options::tiny();
+        let resources = Resources::on(runtime.clone(), &options);
+        let dbs = open_shards(&fs, &resources, &joints, &shards, &options)?;
         let counter = || KeyspaceOptions::new().merge(Counter::default());
         let others: Result<_> = dbs.iter().map(|db| db.keyspace("other", counter())).collect();
         Ok(Shards { joints, dbs, others: others?, both: seed.is_multiple_of(2) })

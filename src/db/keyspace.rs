@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::compaction::picker::{self, RangeStep};
 use crate::db::Handle;
 use crate::db::batch::Batch;
+use crate::db::crew::Aside;
 use crate::db::engine::Engine;
 use crate::db::open::DEFAULT_KEYSPACE;
 use crate::error::{Error, Result};
@@ -42,6 +43,21 @@ impl KeyspaceOptions {
     #[must_use]
     pub fn new() -> KeyspaceOptions {
         KeyspaceOptions::default()
+    }
+
+    /// The choices by which this keyspace has become what it is.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if its operator is not registered.
+    pub(crate) fn of(tree: &Tree) -> Result<KeyspaceOptions> {
+        if tree.operator_name().is_some() && tree.operator().is_none() {
+            tree.check_operand(&[])?;
+        }
+        Ok(KeyspaceOptions { operator: tree.operator().cloned() })
+    }
+
+    pub(crate) fn operator_name(&self) -> Option<&str> {
+        self.operator.as_deref().map(MergeOperator::name)
     }
 
     /// `merge` folds operands with this operator. Its name is persisted, and checked whenever the
@@ -432,7 +448,7 @@ impl Engine {
         self.trees.store(Arc::new(rest));
         drop(catalog);
         // Who waits for its flush waits in vain.
-        self.work.wake();
+        self.wake_workers();
         self.remove_obsolete();
         self.measure_pressure();
         Ok(())
@@ -469,7 +485,7 @@ impl Engine {
         mut next: impl FnMut(&picker::Claims) -> RangeStep,
     ) -> Result<()> {
         while let Some((plan, claim)) = self.claim_step(tree, &mut next)? {
-            let ran = self.compact(tree, &plan);
+            let ran = self.compact(tree, &plan, &Aside::never());
             self.end_step(tree, claim);
             ran.inspect_err(|error| self.fail(crate::error::DegradedCause::Table, error))?;
         }
@@ -477,7 +493,7 @@ impl Engine {
     }
 }
 
-fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > 255 {
         return Err(Error::invalid("the name of a keyspace has 1 to 255 bytes"));
     }

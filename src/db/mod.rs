@@ -10,20 +10,21 @@
 //! - `joint`: several engines as the shards of one database. `cut`: where their recovery ends each
 //!   log.
 //! - `resume`: taking writes again after a failure of the disk.
+//! - `resources`: [`Resources`], what several databases share; `crew`: its threads.
 //! - `engine`: what the handles share. `open`: from a directory to an engine. `replayed`: what it
 //!   reads of the log. `aside`: keeping what
 //!   a salvage goes on without. `catalog`: the
-//!   manifest in use. `worker`: the background threads. `jobs`: what they do. `view_model`: what readers see
+//!   manifest in use. `worker`: what there is to do in the background. `jobs`: how it is done. `view_model`: what readers see
 //!   while views are replaced, in schedules that shuttle tries.
 
 pub(crate) mod aside;
 pub(crate) mod batch;
 pub(crate) mod catalog;
+pub(crate) mod crew;
 pub(crate) mod cut;
 pub(crate) mod engine;
 pub(crate) mod guard;
 pub(crate) mod jobs;
-#[expect(dead_code, reason = "what databases over several shards are built on")]
 pub(crate) mod joint;
 #[cfg(test)]
 mod joint_crash;
@@ -32,6 +33,7 @@ pub(crate) mod once;
 pub(crate) mod open;
 pub(crate) mod recent;
 pub(crate) mod replayed;
+pub(crate) mod resources;
 pub(crate) mod resume;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
@@ -49,6 +51,7 @@ use crate::db::batch::Batch;
 use crate::db::engine::Engine;
 use crate::db::keyspace::{Keyspace, KeyspaceOptions};
 use crate::db::open::DEFAULT_KEYSPACE;
+use crate::db::resources::Resources;
 use crate::db::snapshot::Snapshot;
 use crate::db::stats::Stats;
 use crate::error::{DegradedCause, Error, Result};
@@ -59,7 +62,6 @@ use crate::manifest::edit::Edit;
 use crate::options::{Compression, Durability, Filter, Options, ReadMode, Recovery, TokenWindow};
 use crate::runtime::{Mutex, Runtime, Task};
 use crate::write::breaker::{BreakerState, BreakerWatch};
-use crate::write::commit::closed_error;
 use crate::write::pressure::Pressure;
 
 /// An open database. Cheap to clone; all clones are the same database.
@@ -79,7 +81,8 @@ pub struct Db {
 /// What all handles of a database keep alive.
 pub(crate) struct Handle {
     pub engine: Arc<Engine>,
-    tasks: Mutex<Vec<Task>>,
+    /// What there is to stop, until it is.
+    running: Mutex<Option<(Task, Resources)>>,
 }
 
 impl Db {
@@ -95,7 +98,8 @@ impl Db {
 
     /// Opens a database with choices of your own: `Db::builder("data").memory(1 << 30).open()?`.
     pub fn builder(path: impl AsRef<Path>) -> DbBuilder {
-        DbBuilder { path: path.as_ref().to_path_buf(), options: Options::default() }
+        let path = path.as_ref().to_path_buf();
+        DbBuilder { path, options: Options::default(), resources: None }
     }
 
     /// Opens a database with these options.
@@ -108,7 +112,8 @@ impl Db {
             // A page that was synced is stored into again at the price of a fault.
             Durability::Disk => RealFs::with_written_logs(),
         };
-        Db::open_inner(Arc::new(fs), Runtime::threads(), path.as_ref(), options)
+        let resources = Resources::of(Runtime::threads(), &options);
+        Db::open_inner(Arc::new(fs), resources, path.as_ref(), options)
     }
 
     /// Opens a database on a file system and a runtime of the caller's: for tests.
@@ -127,22 +132,42 @@ impl Db {
         path: impl AsRef<Path>,
         options: Options,
     ) -> Result<Db> {
-        Db::open_inner(fs, runtime, path.as_ref(), options)
+        let resources = Resources::of(runtime, &options);
+        Db::open_inner(fs, resources, path.as_ref(), options)
     }
 
-    fn open_inner(fs: Arc<dyn Fs>, runtime: Runtime, dir: &Path, options: Options) -> Result<Db> {
-        let engine = open::open(fs, runtime, dir, options)
+    /// The same with resources that others may share.
+    ///
+    /// # Errors
+    /// As [`Db::open`].
+    #[cfg(any(test, feature = "testing"))]
+    pub fn open_sharing(
+        fs: Arc<dyn Fs>,
+        resources: &Resources,
+        path: impl AsRef<Path>,
+        options: Options,
+    ) -> Result<Db> {
+        Db::open_inner(fs, resources.clone(), path.as_ref(), resources.adapt(options))
+    }
+
+    fn open_inner(
+        fs: Arc<dyn Fs>,
+        resources: Resources,
+        dir: &Path,
+        options: Options,
+    ) -> Result<Db> {
+        let engine = open::open(fs, resources.shared(), dir, options)
             .map_err(|error| error.context(format!("open {}", dir.display())))?;
-        Db::start(engine)
+        Db::start(engine, resources)
     }
 
-    /// Starts the background threads of an engine.
-    fn start(engine: Arc<Engine>) -> Result<Db> {
-        let tasks = engine.spawn();
-        let tasks = tasks.map_err(|e| Error::io("start threads for", &engine.dir, e))?;
+    /// Starts what goes on in the background of an engine that was opened with these resources.
+    fn start(engine: Arc<Engine>, resources: Resources) -> Result<Db> {
+        let syncer = engine.spawn(&resources);
+        let syncer = syncer.map_err(|e| Error::io("start threads for", &engine.dir, e))?;
         let tree = engine.tree(DEFAULT_KEYSPACE).expect("every database has it");
         engine.measure_pressure();
-        let handle = Arc::new(Handle { engine, tasks: Mutex::new(tasks) });
+        let handle = Arc::new(Handle { engine, running: Mutex::new(Some((syncer, resources))) });
         Ok(Db { default: Keyspace::new(handle, tree) })
     }
 
@@ -158,6 +183,17 @@ impl Db {
     pub fn keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace> {
         let tree = self.engine().open_keyspace(name, options)?;
         Ok(Keyspace::new(self.default.handle.clone(), tree))
+    }
+
+    /// The keyspace of this name, hidden or not, if there is one.
+    pub(crate) fn existing_keyspace(&self, name: &str) -> Option<Keyspace> {
+        let tree = self.engine().tree(name)?;
+        Some(Keyspace::new(self.default.handle.clone(), tree))
+    }
+
+    /// Makes the hidden keyspaces of idempotent commits, if they are not there.
+    pub(crate) fn open_hidden(&self) -> Result<()> {
+        self.engine().open_tokens()
     }
 
     /// Names of all keyspaces, sorted. `default` is always there.
@@ -302,21 +338,10 @@ impl Handle {
 
     /// Stops the background threads.
     fn stop(&self) {
-        let engine = &self.engine;
-        engine.work.stop();
-        engine.pressure.stop();
-        engine.pipeline.syncer.stop();
-        for tree in engine.trees.load().iter() {
-            tree.mark_closed();
-        }
-        for task in std::mem::take(&mut *self.tasks.lock()) {
-            task.join();
-        }
-        if let Some(member) = &engine.pipeline.member {
-            // What it leaves behind unsynced never will be.
-            member.fail(&closed_error());
-        }
-        engine.pipeline.breaker.changes.end();
+        let Some((syncer, resources)) = self.running.lock().take() else { return };
+        self.engine.stop(syncer);
+        // The crew too, if nobody else needs it.
+        drop(resources);
     }
 }
 
@@ -334,6 +359,8 @@ impl Drop for Handle {
             let _ = pipeline.wait_durable(pipeline.ring.copied());
         }
         self.stop();
+        // A thread that others share may still be about to let go of the engine.
+        *self.engine.lock.lock() = None;
     }
 }
 
@@ -363,6 +390,7 @@ impl Engine {
 pub struct DbBuilder {
     path: PathBuf,
     options: Options,
+    resources: Option<Resources>,
 }
 
 impl DbBuilder {
@@ -375,6 +403,13 @@ impl DbBuilder {
     /// Background threads for flush and compaction.
     pub fn threads(mut self, threads: usize) -> DbBuilder {
         self.options.threads = threads;
+        self
+    }
+
+    /// Share these with other databases. Then [`DbBuilder::memory`] and [`DbBuilder::threads`] are
+    /// theirs.
+    pub fn resources(mut self, resources: &Resources) -> DbBuilder {
+        self.resources = Some(resources.clone());
         self
     }
 
@@ -437,6 +472,10 @@ impl DbBuilder {
     /// # Errors
     /// As [`Db::open`].
     pub fn open(self) -> Result<Db> {
-        Db::open_with(self.path, self.options)
+        let Some(resources) = self.resources else {
+            return Db::open_with(self.path, self.options);
+        };
+        let options = resources.adapt(self.options);
+        Db::open_inner(Arc::new(RealFs::new()), resources, &self.path, options)
     }
 }

@@ -54,7 +54,7 @@ use crate::db::guard::Guard;
 use crate::db::keyspace::KeyspaceOptions;
 use crate::db::recent::{Noting, Recent};
 use crate::error::{Error, Result};
-use crate::key::{self, SeqNo};
+use crate::key::{self, EntryKind, SeqNo};
 use crate::options::TokenWindow;
 use crate::read::get::newest_with;
 use crate::runtime::{Mutex, MutexGuard};
@@ -64,8 +64,8 @@ use crate::write::pressure::Patience;
 use crate::write::ring::Place;
 use crate::write::stamps::{Check, Stripe};
 
-const TOKENS: &str = "\0tokens";
-const SOURCES: &str = "\0sources";
+pub(crate) const TOKENS: &str = "\0tokens";
+pub(crate) const SOURCES: &str = "\0sources";
 const CLOCK_KEY: &[u8] = &[0];
 const GROWING: u8 = 1;
 const WINDOW: u8 = 2;
@@ -120,6 +120,19 @@ impl<'a> EventId<'a> {
     /// other.
     pub fn growing(source: &'a (impl AsRef<[u8]> + ?Sized), number: u64) -> EventId<'a> {
         EventId { source: source.as_ref(), id: Id::Number(number) }
+    }
+
+    /// Who made it.
+    pub(crate) fn source(&self) -> &'a [u8] {
+        self.source
+    }
+
+    /// The hidden entry that says that it was committed: the keyspace's name, and the key.
+    pub(crate) fn entry(&self) -> (&'static str, Vec<u8>) {
+        match self.id {
+            Id::Own(id) => (TOKENS, token_key(self.source, id).to_vec()),
+            Id::Number(_) => (SOURCES, source_key(GROWING, self.source).to_vec()),
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -330,6 +343,16 @@ fn token_key(source: &[u8], id: &[u8]) -> Key {
     key
 }
 
+/// The source that an entry of a hidden keyspace belongs to; `None` if it is about sequence numbers
+/// of this database, which mean nothing in another one.
+pub(crate) fn source_of<'a>(keyspace: &str, key: &'a [u8]) -> Option<&'a [u8]> {
+    match (keyspace, key.first()) {
+        (TOKENS, Some(_)) => source_prefix(key).get(1..),
+        (SOURCES, Some(&GROWING)) => key.get(1..),
+        _ => None,
+    }
+}
+
 /// The part of a token's key that says its source.
 fn source_prefix(key: &[u8]) -> &[u8] {
     let bytes = 1 + usize::from(key.first().copied().unwrap_or(0));
@@ -422,6 +445,13 @@ pub(crate) struct Draft<'a> {
     pub patience: Patience,
 }
 
+/// What a commit rests on: see [`Engine::write_checked`].
+pub(crate) type Look<'a> = dyn FnMut(&mut Check) -> Result<ControlFlow<SeqNo>> + 'a;
+
+/// Commits if the last argument finds that it may: see [`Engine::write_checked`].
+pub(crate) type CommitChecked<'a> = dyn FnMut(&mut BatchBuilder, &[&Tree], Patience, &mut Look<'_>) -> Result<ControlFlow<SeqNo, Place>>
+    + 'a;
+
 /// What an idempotent commit came to.
 pub(crate) enum Once {
     Placed(Place),
@@ -454,6 +484,27 @@ impl Engine {
         Ok(self.tokens.opened.get_or_init(|| opened))
     }
 
+    /// Makes the keyspaces of tokens, if they are not there.
+    pub fn open_tokens(&self) -> Result<()> {
+        self.opened_tokens().map(|_| ())
+    }
+
+    /// Commits a batch that brings tokens from another shard, with these keys, so that the filter of
+    /// recent tokens knows them.
+    pub fn write_moved<T>(
+        &self,
+        keys: &[impl AsRef<[u8]>],
+        commit: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let Opened { recent, .. } = self.opened_tokens()?;
+        let noting = recent.noting();
+        keys.iter().for_each(|key| noting.note(key::hash(key.as_ref())));
+        let committed = commit();
+        drop(noting);
+        keys.iter().for_each(|_| recent.noted(|| self.pipeline.ring.visible()));
+        committed
+    }
+
     fn read_marks(&self, sources: &View, key: &[u8], at: SeqNo) -> Result<Marks> {
         let marks = newest_with(sources, key, at, |_, _, value| Marks::decode(value))?;
         marks.unwrap_or(Ok(Marks::default())).map_err(|error| self.bad_token(key, error))
@@ -467,14 +518,29 @@ impl Engine {
     }
 
     /// Commits a batch together with the token of `event`, unless that is there.
-    pub fn write_once(&self, event: &EventId<'_>, mut draft: Draft<'_>) -> Result<Once> {
+    pub fn write_once(&self, event: &EventId<'_>, draft: Draft<'_>) -> Result<Once> {
+        self.write_once_by(event, draft, &mut |builder, trees, patience, look| {
+            self.write_checked(builder, trees, patience, look)
+        })
+    }
+
+    /// The same, where `commit` does what [`Engine::write_checked`] does, and may do it in other
+    /// shards too.
+    pub fn write_once_by(
+        &self,
+        event: &EventId<'_>,
+        mut draft: Draft<'_>,
+        commit: &mut CommitChecked<'_>,
+    ) -> Result<Once> {
         event.check()?;
         let opened = self.opened_tokens()?;
         opened.tokens.check_live()?;
         let before = draft.builder.position();
         let written = match event.id {
-            Id::Own(id) => self.write_token(opened, event.source, id, &mut draft),
-            Id::Number(number) => self.write_number(opened, event.source, number, &mut draft),
+            Id::Own(id) => self.write_token(opened, event.source, id, &mut draft, commit),
+            Id::Number(number) => {
+                self.write_number(opened, event.source, number, &mut draft, commit)
+            }
         };
         if !matches!(written, Ok(Once::Placed(_))) {
             draft.builder.rewind(before);
@@ -488,6 +554,7 @@ impl Engine {
         source_name: &[u8],
         id: &[u8],
         draft: &mut Draft<'_>,
+        commit: &mut CommitChecked<'_>,
     ) -> Result<Once> {
         let Draft { builder, trees, guards, patience } = draft;
         let source = match self.tokens.window.per_source {
@@ -520,14 +587,16 @@ impl Engine {
         let hash = key::hash(&key);
         let noting = opened.recent.noting();
         let mut is_noted = false;
-        let written = self.write_checked(builder, &all, *patience, |check: &mut Check| {
+        let written = commit(builder, &all, *patience, &mut |check: &mut Check| {
             let of_source = source.as_ref().map_or(SeqNo::ZERO, |source| source.window.dead_upto());
             let dead_upto = opened.clock.dead_upto().max(of_source);
             let mut now = visible();
             if is_noted || noting.may_know(hash) || opened.may_have_older(&key, hash, &noting) {
                 let (view, reading) = self.pin(&opened.tokens);
                 now = reading.seqno;
-                let found = newest_with(&view, &key, now, |seqno, _, _| seqno)?;
+                // What a move of the key between shards has removed is not there.
+                let put = |seqno, kind, _: &[u8]| (kind == EntryKind::Put).then_some(seqno);
+                let found = newest_with(&view, &key, now, put)?.flatten();
                 if let Some(first) = found.filter(|first| *first > dead_upto) {
                     return Ok(ControlFlow::Break(first));
                 }
@@ -555,7 +624,7 @@ impl Engine {
         of_source.into_iter().chain(of_time).for_each(Turn::done);
         if had_marks {
             // There may be tables that are dead now.
-            self.work.wake();
+            self.wake_workers();
         }
         Ok(Once::Placed(place))
     }
@@ -566,6 +635,7 @@ impl Engine {
         source: &[u8],
         number: u64,
         draft: &mut Draft<'_>,
+        commit: &mut CommitChecked<'_>,
     ) -> Result<Once> {
         let Draft { builder, trees, guards, patience } = draft;
         let key = source_key(GROWING, source);
@@ -575,11 +645,13 @@ impl Engine {
         let mut all: SmallVec<[&Tree; 4]> = trees.iter().map(|tree| &**tree).collect();
         all.push(&opened.sources);
         let stripe = Stripe::of(opened.sources.id, &key);
-        let written = self.write_checked(builder, &all, *patience, |check: &mut Check| {
+        let written = commit(builder, &all, *patience, &mut |check: &mut Check| {
             let (view, reading) = self.pin(&opened.sources);
             let now = reading.seqno;
-            let decode = |seqno, _, value: &[u8]| (seqno, Decoder::new(value).varint());
-            if let Some((seqno, last)) = newest_with(&view, &key, now, decode)?
+            let decode = |seqno, kind, value: &[u8]| {
+                (kind == EntryKind::Put).then(|| (seqno, Decoder::new(value).varint()))
+            };
+            if let Some((seqno, last)) = newest_with(&view, &key, now, decode)?.flatten()
                 && number <= last.map_err(|error| self.bad_token(&key, error))?
             {
                 return Ok(ControlFlow::Break(seqno));

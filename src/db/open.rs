@@ -39,9 +39,11 @@ use crate::db::catalog::Catalog;
 use crate::db::engine::{Engine, Parts};
 use crate::db::jobs::table_config;
 use crate::db::replayed::{Replayed, within};
+use crate::db::resources::Shared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{
-    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, LOST, Lsn, TEMPORARY_ENDING,
+    self, FileHeader, FileKind, FileNumber, HEADER_BYTES, LOCK, LOST, Lsn, SHARD_MARK,
+    TEMPORARY_ENDING,
 };
 use crate::flush::flush_sorted;
 use crate::fs::{self, Fs, Lock};
@@ -50,14 +52,13 @@ use crate::loss::Loss;
 use crate::manifest::edit::{Edit, KeyspaceFacts, TableAdded, TableRemoved};
 use crate::manifest::reader::load;
 use crate::manifest::state::{KeyspaceState, State};
-use crate::memtable::{ArenaPool, Memtable};
+use crate::memtable::Memtable;
 use crate::operator::{MergeOperator, built_in};
 use crate::options::{Limits, Options, Recovery};
 use crate::record::RecordKind;
 use crate::record::chain::{Break, LogChain, LogFile, Mode, Outcome, Replay};
 use crate::record::reader::Record;
-use crate::runtime::Runtime;
-use crate::table::{BlockCache, Buffers, Origin, Table, TableFacts};
+use crate::table::{Origin, Table, TableFacts};
 use crate::tree::{Tree, View};
 use crate::version::{Added, Version};
 use crate::write::closing::{Member, Rule};
@@ -71,7 +72,7 @@ const DEFAULT_ID: KeyspaceId = KeyspaceId(0);
 /// Opens or creates the database in `dir`.
 pub(crate) fn open(
     fs: Arc<dyn Fs>,
-    runtime: Runtime,
+    resources: &Arc<Shared>,
     dir: &Path,
     options: Options,
 ) -> Result<Arc<Engine>> {
@@ -81,7 +82,7 @@ pub(crate) fn open(
         return Err(Error::invalid(what));
     }
     let found = Found::new(prepared);
-    recover(fs, runtime, dir, options, found)
+    recover(fs, resources, dir, options, found)
 }
 
 /// A database that is locked and of which nothing but the manifest was read.
@@ -178,18 +179,13 @@ impl Found {
 /// Steps 3 to 6 of the module's comment.
 pub(crate) fn recover(
     fs: Arc<dyn Fs>,
-    runtime: Runtime,
+    resources: &Arc<Shared>,
     dir: &Path,
     options: Options,
     found: Found,
 ) -> Result<Arc<Engine>> {
     let Found { lock, mut state, by_key, unused, member, cut } = found;
-    let limits = options.limits();
-    let chunk_bytes = (limits.memtable_bytes / 16).clamp(4 << 10, 1 << 20);
-    // Of small entries the leaves take a quarter of what a memtable has.
-    let kept_bytes_max = limits.memtables_bytes_max / 4 * 3;
-    let pool = ArenaPool::new(chunk_bytes, kept_bytes_max, limits.leaf_slots);
-    let mut recovery = Recovering::new(fs, dir, options, limits, pool, &state)?;
+    let mut recovery = Recovering::new(fs, dir, options, resources.clone(), &state)?;
     recovery.by_key = by_key;
     recovery.unused.extend(unused);
     recovery.edit.shard = member.as_ref().map(|member| member.shard);
@@ -208,7 +204,7 @@ pub(crate) fn recover(
         recovery.edit.voids = vec![(given_up, first_lsn)];
     }
     recovery.edit.seqno_lease = Some(lease);
-    recovery.finish(&mut state, runtime, lock, next_seqno, first_lsn)
+    recovery.finish(&mut state, lock, next_seqno, first_lsn)
 }
 
 /// What `dir` holds, before anything is created there.
@@ -229,6 +225,7 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
             || name.ends_with(TEMPORARY_ENDING)
             || name == "lost+found"
             || name == LOST
+            || name == SHARD_MARK
             || file::parse_name(name).is_some()
     };
     let has_current = names.iter().any(|name| name == file::CURRENT);
@@ -249,12 +246,12 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
 }
 
 #[cold]
-fn no_database(dir: &Path) -> Error {
+pub(crate) fn no_database(dir: &Path) -> Error {
     Error::new(ErrorKind::InvalidArgument)
         .context(format!("there is no database in {}", dir.display()))
 }
 
-fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
+pub(crate) fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {
     let path = dir.join(LOCK);
     fs.lock(&path).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {
@@ -285,9 +282,7 @@ struct Recovering<'a> {
     dir: &'a Path,
     options: Options,
     limits: Limits,
-    pool: Arc<ArenaPool>,
-    cache: Arc<BlockCache>,
-    buffers: Arc<Buffers>,
+    resources: Arc<Shared>,
     names: Vec<String>,
     next_file: AtomicU64,
     keyspaces: BTreeMap<KeyspaceId, Recovered>,
@@ -324,8 +319,7 @@ impl<'a> Recovering<'a> {
         fs: Arc<dyn Fs>,
         dir: &'a Path,
         options: Options,
-        limits: Limits,
-        pool: Arc<ArenaPool>,
+        resources: Arc<Shared>,
         state: &State,
     ) -> Result<Recovering<'a>> {
         let names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
@@ -333,16 +327,13 @@ impl<'a> Recovering<'a> {
         let found = names.iter().filter_map(|name| file::parse_name(name));
         let beyond = found.map(|(_, number)| number.0 + 1).max().unwrap_or(1);
         let next_file = AtomicU64::new(state.next_file().0.max(beyond));
-        let cache = BlockCache::new(limits.cache_bytes);
-        let buffers = Buffers::new(limits.buffers_bytes(options.threads));
+        let limits = options.limits();
         let mut recovery = Recovering {
             fs,
             dir,
             options,
             limits,
-            pool,
-            cache,
-            buffers,
+            resources,
             names,
             next_file,
             keyspaces: BTreeMap::new(),
@@ -392,7 +383,7 @@ impl<'a> Recovering<'a> {
 
     fn open_table(&self, level: u8, run: u64, facts: TableFacts) -> Result<Added<Table>> {
         let (number, bytes, mode) = (facts.number, facts.bytes, self.options.read_mode);
-        let opened = Table::open(&*self.fs, self.dir, facts, mode, &self.cache);
+        let opened = Table::open(&*self.fs, self.dir, facts, mode, &self.resources.cache);
         let table = opened.map_err(|error| match error.kind() {
             ErrorKind::Io(io::ErrorKind::NotFound) => {
                 let path = FileKind::Table.path(self.dir, number);
@@ -588,7 +579,7 @@ impl<'a> Recovering<'a> {
             origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
             job_bytes: self.limits.job_bytes,
-            buffers: &self.buffers,
+            buffers: &self.resources.buffers,
             next_number: &next_number,
             cancelled: &|| false,
             progress: &|_| {},
@@ -628,7 +619,6 @@ impl<'a> Recovering<'a> {
     fn finish(
         mut self,
         state: &mut State,
-        runtime: Runtime,
         lock: Box<dyn Lock>,
         next_seqno: SeqNo,
         first_lsn: Lsn,
@@ -667,14 +657,11 @@ impl<'a> Recovering<'a> {
         let engine = Engine::new(Parts {
             fs: self.fs,
             dir: self.dir.to_path_buf(),
-            runtime,
+            resources: self.resources,
             options: self.options,
             pipeline,
             catalog,
             trees,
-            cache: self.cache,
-            buffers: self.buffers,
-            pool: self.pool,
             next_file,
             next_run: next_run.unwrap_or(1),
             losses: self.losses,
@@ -687,7 +674,7 @@ impl<'a> Recovering<'a> {
         let mut commit = pipeline.lock();
         let keyspaces = std::mem::take(&mut self.keyspaces);
         let trees = keyspaces.into_values().map(|keyspace| {
-            let active = Arc::new(Memtable::new(&self.pool));
+            let active = Arc::new(Memtable::new(&self.resources.arenas));
             let slot = commit.add_slot(active.clone());
             let version = Arc::new(keyspace.version);
             let view = View { active, frozen: Vec::new(), version };

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::compaction::picker::flush_cuts;
+use crate::db::crew::Aside;
 use crate::db::engine::Engine;
 use crate::error::{DegradedCause, Result};
 use crate::file::{FileKind, FileNumber, Lsn};
@@ -55,8 +56,8 @@ impl Engine {
                 }
                 self.look_at_free_space();
                 self.measure_pressure();
-                self.work.wake();
-                self.work.wake_log_thread();
+                self.wake_workers();
+                self.wake_log_thread();
                 Ok(())
             }
             Err(error) => {
@@ -100,7 +101,8 @@ impl Engine {
         let memtables = std::iter::once(&view.active).chain(frozen);
         let cuts = flush_cuts(&view.version, &self.limits);
         let (boundaries, operator) = (self.snapshots.boundaries(), tree.operator().cloned());
-        let facts = self.with_output(tree, 0, Vec::new(), |output| {
+        let aside = Aside::never();
+        let facts = self.with_output(tree, 0, Vec::new(), &aside, |output| {
             flush(memtables, cut, boundaries, operator, cuts, output)
         })?;
         self.sync_tables(&facts)?;

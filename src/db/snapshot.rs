@@ -9,10 +9,13 @@ use crate::db::{Db, Handle};
 use crate::error::{Error, Result};
 use crate::key::SeqNo;
 use crate::read::get::get_with;
-use crate::read::scan::{Cursor, Iter, KeyRange};
+use crate::read::scan::{Cursor, Iter, KeyRange, Pinned as _, PinnedTree};
+use crate::runtime::MutexGuard;
 use crate::slice::Slice;
 use crate::snapshots::Reading;
 use crate::tree::Tree;
+use crate::write::closing::Joints;
+use crate::write::commit::CommitState;
 
 /// The database as it was when the snapshot was taken.
 ///
@@ -49,6 +52,40 @@ impl Snapshot {
         let seqno = engine.snapshots.register(engine.runtime.now(), visible);
         let registered = Arc::new(Registered { handle: db.handle.clone(), seqno });
         Snapshot { default: KeyspaceSnapshot { registered, tree: db.tree.clone() } }
+    }
+
+    /// Snapshots of shards of one database, at one moment.
+    ///
+    /// While the commit locks of all shards are held, the numbers given out are noted. So a joint
+    /// commit is in all of them or in none, as it is placed under these locks; and what was
+    /// acknowledged before another commit began is, if that one is. The visible numbers, read one
+    /// after the other, would not do: of two writes, one after the other to two shards, the second
+    /// could be seen alone.
+    pub(crate) fn of_shards<'a>(
+        joints: &Joints,
+        shards: impl Iterator<Item = &'a Db> + Clone,
+    ) -> Vec<Snapshot> {
+        let locks: Vec<_> = shards.clone().map(|db| db.engine().pipeline.lock()).collect();
+        let register = |(db, commit): (&Db, &MutexGuard<'_, CommitState>)| {
+            let engine = Db::engine(db);
+            let last = SeqNo(commit.next_seqno().0 - 1);
+            // At least what is visible, so nothing that it sees is gone already.
+            let seqno = engine.snapshots.register(engine.runtime.now(), || last);
+            let registered = Arc::new(Registered { handle: db.handle.clone(), seqno });
+            Snapshot { default: KeyspaceSnapshot { registered, tree: db.tree.clone() } }
+        };
+        let snapshots: Vec<Snapshot> = shards.clone().zip(&locks).map(register).collect();
+        drop(locks);
+        let see = |(db, snapshot): (&Db, &Snapshot)| {
+            Db::engine(db).pipeline.ring.wait_past(snapshot.seqno())
+        };
+        if shards.clone().zip(&snapshots).all(see) {
+            return snapshots;
+        }
+        // A log has failed, so some of these numbers will never be seen. What is visible now is
+        // whole, and stays.
+        let _gate = joints.gate();
+        shards.map(Snapshot::new).collect()
     }
 
     /// The number of the last operation that it sees.
@@ -144,8 +181,13 @@ impl KeyspaceSnapshot {
     /// A cursor that lends keys and values.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
-        let view = self.tree.view_arc();
-        Cursor::new(self.tree.clone(), view, self.reading(), &KeyRange::all())
+        self.pinned().open(&KeyRange::all())
+    }
+
+    /// What scans read from, also once this is gone.
+    pub(crate) fn pinned(&self) -> PinnedTree {
+        let (tree, view) = (self.tree.clone(), self.tree.view_arc());
+        PinnedTree { tree, view, reading: self.reading() }
     }
 
     /// For what may outlive this snapshot.

@@ -99,7 +99,8 @@ pub struct LevelStats {
     pub write_amplification: f64,
 }
 
-/// Bytes of memory by what they are for.
+/// Bytes of memory by what they are for. Of a database that shares
+/// [`Resources`](crate::Resources), memtables and tables are its own; the rest is of all of them.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct MemoryStats {
@@ -198,13 +199,10 @@ impl KeyspaceStats {
 impl MemoryStats {
     fn of(engine: &Engine) -> MemoryStats {
         MemoryStats {
-            budget: engine.options.memory as u64,
             memtables: engine.memtables_bytes() as u64,
-            arena_pool: engine.pool.free_bytes() as u64,
-            block_cache: engine.cache.used_bytes() as u64,
-            buffers: engine.buffers.free_bytes() as u64,
             tables: engine.tables_memory_bytes() as u64,
             tokens: engine.tokens.recent_bytes() as u64,
+            ..engine.resources.memory_stats()
         }
     }
 

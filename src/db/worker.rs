@@ -1,10 +1,7 @@
-//! The background threads: which job comes next, and the loops that run them.
+//! The work of one engine in the background: which jobs it has, and what becomes of them. The
+//! threads are the [crew's](crate::db::crew), but for the syncer ([`crate::write::syncer`]).
 //!
-//! - *workers* flush, compact, and remove files, in this order of urgency; one pool for all
-//!   keyspaces. A keyspace is flushed by one worker at a time; tables are in one compaction at a
-//!   time.
-//! - the *log thread* keeps a spare log ready and the pages ahead of the log's end present.
-//! - the *syncer* is [`crate::write::syncer`].
+//! A keyspace is flushed by one worker at a time; tables are in one compaction at a time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +10,9 @@ use std::time::Duration;
 
 use crate::compaction::dead::plan_dead;
 use crate::compaction::picker::{self, ClaimId, Claims, Plan, RangeStep};
+use crate::db::crew::{Aside, Urgency};
 use crate::db::engine::Engine;
+use crate::db::resources::Resources;
 use crate::error::{DegradedCause, ErrorKind, Result};
 use crate::file::{FileNumber, HEADER_BYTES};
 use crate::key::{KeyspaceId, SeqNo};
@@ -21,9 +20,11 @@ use crate::memtable::Memtable;
 use crate::options::Limits;
 use crate::runtime::{Condvar, Mutex, MutexGuard, Priority, Task};
 use crate::tree::Tree;
+use crate::write::commit::closed_error;
 
-/// How often a full disk is probed, and free space looked at.
-const PROBE: Duration = Duration::from_millis(200);
+/// How often a full disk is probed, and free space looked at; how long an engine whose job failed
+/// has none.
+pub(crate) const PROBE: Duration = Duration::from_millis(200);
 /// Nothing was committed for so long: the database rests.
 const REST: Duration = Duration::from_secs(1);
 /// After so long it begins to clear away tombstones, which cost a scan more than runs do.
@@ -39,12 +40,14 @@ const TOUCH_AHEAD_BYTES: u64 = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Work {
     state: Mutex<State>,
-    /// There may be a job, or one ended.
+    /// A job ended, or one that somebody waits for never will.
     changed: Condvar,
     /// Held while a spare log is made. Lock order: before the catalog.
     preparing: Mutex<()>,
-    log_state: Mutex<LogState>,
-    log_changed: Condvar,
+    /// The log was rotated or has moved on.
+    log_wanted: AtomicBool,
+    /// Up to where which log's pages are present. The log thread's alone.
+    touched: Mutex<(FileNumber, u64)>,
     /// Free bytes of the file system, as last looked at.
     free_bytes: AtomicU64,
     /// The same as `State::stopped`, for those who look often.
@@ -55,6 +58,10 @@ pub(crate) struct Work {
 struct State {
     stopped: bool,
     running_jobs: usize,
+    /// The log thread is at this engine's log.
+    keeping_log: bool,
+    /// Has no jobs until then, since the last one failed.
+    rests_until: Duration,
     flushing: HashSet<KeyspaceId>,
     /// What compactions work on, by keyspace.
     claims: HashMap<KeyspaceId, Claims>,
@@ -62,12 +69,6 @@ struct State {
     settling: usize,
     /// The last number that was seen committed, and since when.
     committed: (SeqNo, Duration),
-}
-
-#[derive(Debug, Default)]
-struct LogState {
-    stopped: bool,
-    wanted: bool,
 }
 
 /// Something for a worker to do.
@@ -82,14 +83,22 @@ pub(crate) enum Job {
     Probe,
 }
 
+/// A job that a worker has taken.
+pub(crate) struct Running {
+    engine: Arc<Engine>,
+    job: Job,
+    claim: Option<ClaimId>,
+    failed: bool,
+}
+
 impl Default for Work {
     fn default() -> Work {
         Work {
             state: Mutex::default(),
             changed: Condvar::default(),
             preparing: Mutex::default(),
-            log_state: Mutex::default(),
-            log_changed: Condvar::default(),
+            log_wanted: AtomicBool::new(true),
+            touched: Mutex::new((FileNumber(0), 0)),
             free_bytes: AtomicU64::new(u64::MAX),
             stopped: AtomicBool::new(false),
         }
@@ -102,26 +111,19 @@ impl Work {
         self.preparing.lock()
     }
 
-    /// There may be a job.
-    pub fn wake(&self) {
-        // Under the lock, or a worker between its look and its wait would miss it.
-        let _state = self.state.lock();
-        self.changed.notify_all();
-    }
-
-    /// The log was rotated or has moved on.
-    pub fn wake_log_thread(&self) {
-        self.log_state.lock().wanted = true;
-        self.log_changed.notify_one();
-    }
-
-    /// Ends all loops. Jobs under way end first.
-    pub fn stop(&self) {
+    /// Ends what is waited for; jobs under way end soon, and no more begin.
+    fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         self.state.lock().stopped = true;
         self.changed.notify_all();
-        self.log_state.lock().stopped = true;
-        self.log_changed.notify_all();
+    }
+
+    /// Waits until the last job has ended.
+    fn wait_ended(&self) {
+        let mut state = self.state.lock();
+        while state.running_jobs > 0 || state.keeping_log {
+            self.changed.wait(&mut state);
+        }
     }
 
     /// True once jobs under way should end early: the database closes.
@@ -134,76 +136,133 @@ impl Work {
     }
 }
 
+impl Running {
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Does the job. Gives back the engine it was one of.
+    pub fn run(mut self, aside: &Aside<'_>) -> Arc<Engine> {
+        self.failed = self.engine.run_job(&self.job, aside).is_err();
+        self.engine.clone()
+    }
+}
+
+impl Drop for Running {
+    /// Also where the job panicked: who closes the engine waits for its end.
+    fn drop(&mut self) {
+        let work = &self.engine.work;
+        let mut state = work.state.lock();
+        state.release(&self.job, self.claim);
+        if self.failed {
+            // Whatever it was opened the breaker, or another attempt would fail the same way: do
+            // not spin.
+            state.rests_until = self.engine.runtime.now() + PROBE;
+        }
+        drop(state);
+        work.changed.notify_all();
+    }
+}
+
 impl Engine {
-    /// Starts the background threads.
+    /// Starts what goes on in the background.
     ///
     /// # Errors
     /// If the operating system has no more threads to give.
-    pub fn spawn(self: &Arc<Engine>) -> std::io::Result<Vec<Task>> {
-        let mut tasks = Vec::new();
-        for index in 0..self.options.threads.max(1) {
-            let engine = self.clone();
-            let name = format!("work-{index}");
-            let run = move || engine.run_worker();
-            tasks.push(self.runtime.spawn(&name, Priority::Background, run)?);
-        }
-        let engine = self.clone();
-        tasks.push(self.runtime.spawn("log", Priority::Normal, move || engine.run_log())?);
+    pub fn spawn(self: &Arc<Engine>, resources: &Resources) -> std::io::Result<Task> {
+        resources.join(self)?;
         let (pipeline, interval) = (self.pipeline.clone(), self.options.sync_interval);
         let run = move || pipeline.run_syncer(interval);
-        tasks.push(self.runtime.spawn("sync", Priority::Normal, run)?);
-        Ok(tasks)
-    }
-
-    fn run_worker(&self) {
-        let mut state = self.work.state.lock();
-        let mut idle = false;
-        while !state.stopped {
-            let mut job = self.find_job(&mut state);
-            let rests = job.is_none() && std::mem::take(&mut idle);
-            if rests {
-                job = self.find_rest_job(&mut state);
-            }
-            let Some(job) = job else {
-                let timed_out = self.work.changed.wait_for(&mut state, PROBE);
-                if timed_out {
-                    drop(state);
-                    if self.pressure.allowed().is_some() {
-                        // Writers wait, and no job is due that would ease it: for space on the disk.
-                        self.look_at_free_space();
-                        self.measure_pressure();
-                    } else {
-                        // Reads load indexes and filters.
-                        self.resize_cache();
-                    }
-                    state = self.work.state.lock();
-                }
-                idle = timed_out;
-                continue;
-            };
-            let claim = state.claim(&job);
-            drop(state);
-            let ran = self.run_job(&job);
-            state = self.work.state.lock();
-            state.release(&job, claim);
-            // If it still rests there may be more of the kind, at once.
-            idle |= rests;
-            self.work.changed.notify_all();
-            if ran.is_err() && !state.stopped {
-                // Whatever it was opened the breaker, or another attempt would fail the same
-                // way: do not spin.
-                self.work.changed.wait_for(&mut state, PROBE);
-            }
+        let spawned = self.runtime.spawn("sync", Priority::Normal, run);
+        if spawned.is_err() {
+            self.end_jobs();
         }
+        spawned
     }
 
-    /// The most urgent job that nobody does yet.
-    fn find_job(&self, state: &mut State) -> Option<Job> {
+    /// Ends it. Jobs under way end first.
+    pub fn stop(&self, syncer: Task) {
+        self.pressure.stop();
+        self.pipeline.syncer.stop();
+        for tree in self.trees.load().iter() {
+            tree.mark_closed();
+        }
+        self.end_jobs();
+        syncer.join();
+        if let Some(member) = &self.pipeline.member {
+            // What it leaves behind unsynced never will be.
+            member.fail(&closed_error());
+        }
+        self.pipeline.breaker.changes.end();
+    }
+
+    fn end_jobs(&self) {
+        self.work.stop();
+        self.resources.leave(self);
+        self.work.wait_ended();
+    }
+
+    /// There may be a job, or one that somebody waits for never comes.
+    pub fn wake_workers(&self) {
+        // Under the lock, or who is between a look and a wait would miss it.
+        let state = self.work.state.lock();
+        self.work.changed.notify_all();
+        drop(state);
+        self.resources.crew.wake();
+    }
+
+    /// The log was rotated or has moved on.
+    pub fn wake_log_thread(&self) {
+        self.work.log_wanted.store(true, Ordering::Relaxed);
+        self.resources.crew.wake_log_thread();
+    }
+
+    /// Takes a job of this urgency, if there is one that nobody does yet.
+    pub fn take_job(self: &Arc<Engine>, urgency: Urgency) -> Option<Running> {
+        let mut state = self.work.state.lock();
+        if state.stopped || self.runtime.now() < state.rests_until {
+            return None;
+        }
+        let job = match urgency {
+            Urgency::Small => self.find_small(&mut state),
+            Urgency::Flush => self.find_flush(&state),
+            Urgency::Level0 => self.find_compaction(&mut state, |plan| plan.from_level == 0),
+            Urgency::Deeper => self.find_compaction(&mut state, |_| true),
+        }?;
+        Some(self.take(&mut state, job))
+    }
+
+    fn take(self: &Arc<Engine>, state: &mut State, job: Job) -> Running {
+        let claim = state.claim(&job);
+        Running { engine: self.clone(), job, claim, failed: false }
+    }
+
+    /// True while there is a reason to refuse all jobs but a probe.
+    fn is_broken(&self) -> bool {
+        self.pipeline.breaker.check().is_err()
+    }
+
+    /// Probes a full disk. Removes files, which without a settler wait for the next edit, since a
+    /// record of its own is an fsync.
+    fn find_small(&self, state: &mut State) -> Option<Job> {
+        if state.running_jobs > 0 {
+            return None;
+        }
         if let Err(error) = self.pipeline.breaker.check() {
             let full = matches!(error.kind(), ErrorKind::NoSpace);
             // A repair waits until no job runs; one probe after the other would keep it waiting.
             let may_probe = full && !self.pipeline.breaker.is_being_repaired();
-            return (may_probe && state.running_jobs == 0).then_some(Job::Probe);
+            return may_probe.then_some(Job::Probe);
+        }
+        let is_last = state.settling > 0
+            && self.find_flush(state).is_none()
+            && self.find_compaction(state, |_| true).is_none();
+        (is_last && self.may_have_obsolete()).then_some(Job::Clean)
+    }
+
+    fn find_flush(&self, state: &State) -> Option<Job> {
+        if self.is_broken() {
+            return None;
         }
         let trees = self.trees.load();
         let frozen_bytes = |tree: &&Arc<Tree>| -> usize {
@@ -212,24 +271,21 @@ impl Engine {
         let to_flush = trees
             .iter()
             .filter(|tree| !tree.view().frozen.is_empty() && !state.flushing.contains(&tree.id));
-        if let Some(tree) = to_flush.max_by_key(frozen_bytes) {
-            return Some(Job::Flush(tree.clone()));
+        to_flush.max_by_key(frozen_bytes).map(|tree| Job::Flush(tree.clone()))
+    }
+
+    fn find_compaction(&self, state: &mut State, wanted: impl Fn(&Plan) -> bool) -> Option<Job> {
+        if self.is_broken() {
+            return None;
         }
         let oldest = self.oldest_snapshot();
-        for tree in trees.iter() {
+        self.trees.load().iter().find_map(|tree| {
             let claims = state.claims.entry(tree.id).or_default();
             let view = tree.view();
-            if let Some(plan) = picker::pick(&view.version, &self.limits, claims, oldest) {
-                return Some(Job::Compact(tree.clone(), plan));
-            }
-            let is_dead = self.tokens.dead_tables(tree);
-            if let Some(plan) = is_dead.and_then(|dead| plan_dead(&view.version, claims, dead)) {
-                return Some(Job::Compact(tree.clone(), plan));
-            }
-        }
-        // Without a settler, files wait for the next edit: a record of its own is an fsync.
-        let idle = state.running_jobs == 0;
-        (state.settling > 0 && idle && self.may_have_obsolete()).then_some(Job::Clean)
+            let plan = picker::pick(&view.version, &self.limits, claims, oldest)
+                .or_else(|| plan_dead(&view.version, claims, self.tokens.dead_tables(tree)?));
+            plan.filter(&wanted).map(|plan| Job::Compact(tree.clone(), plan))
+        })
     }
 
     /// A job that is worth its writes only because nobody else writes:
@@ -239,18 +295,19 @@ impl Engine {
     ///   come in between.
     /// - Tombstones go where what they hide goes with them. After nine in ten records were deleted, a
     ///   scan stepped over nineteen entries for each row that it found.
-    fn find_rest_job(&self, state: &mut State) -> Option<Job> {
+    pub fn take_rest_job(self: &Arc<Engine>) -> Option<Running> {
+        let mut state = self.work.state.lock();
         let (committed, now) = (self.pipeline.ring.visible(), self.runtime.now());
         if state.committed.0 != committed {
             state.committed = (committed, now);
         }
         let rests_for = now.saturating_sub(state.committed.1);
         let rests = rests_for >= DENSE_REST && state.running_jobs == 0;
-        if !rests || self.pipeline.breaker.check().is_err() {
+        if !rests || state.stopped || now < state.rests_until || self.is_broken() {
             return None;
         }
         let oldest = self.oldest_snapshot();
-        self.trees.load().iter().find_map(|tree| {
+        let job = self.trees.load().iter().find_map(|tree| {
             let view = tree.view();
             if self.is_worth_freezing(&view.active) {
                 return Some(Job::Freeze(tree.clone(), view.active.clone()));
@@ -267,7 +324,16 @@ impl Engine {
             let claims = state.claims.entry(tree.id).or_default();
             let plan = picker::pick(&view.version, &limits, claims, oldest)?;
             Some(Job::Compact(tree.clone(), plan))
-        })
+        })?;
+        Some(self.take(&mut state, job))
+    }
+
+    /// Looks at the disk's free space if writers wait, and no job is due that would ease it.
+    pub fn look_around(&self) {
+        if self.is_slowed() {
+            self.look_at_free_space();
+            self.measure_pressure();
+        }
     }
 
     /// True of a memtable that is mostly tombstones, and so many that it is worth a flush before its
@@ -284,22 +350,19 @@ impl Engine {
         self.catalog.try_lock().is_none_or(|catalog| catalog.has_obsolete())
     }
 
-    fn run_job(&self, job: &Job) -> Result<()> {
+    fn run_job(&self, job: &Job, aside: &Aside<'_>) -> Result<()> {
         let began = self.runtime.now();
         let ran = match job {
             Job::Flush(tree) => self.flush_frozen(tree),
-            Job::Compact(tree, plan) => self.compact(tree, plan),
+            Job::Compact(tree, plan) => self.compact(tree, plan, aside),
             Job::Freeze(tree, memtable) => {
                 self.freeze(tree, Some(memtable));
                 return Ok(());
             }
             Job::Clean => self.clean(),
-            Job::Probe => {
-                self.probe();
-                return Ok(());
-            }
+            Job::Probe => return self.probe(),
         };
-        let busy = self.runtime.now().saturating_sub(began);
+        let busy = self.runtime.now().saturating_sub(began + aside.took());
         self.totals.busy_ns.fetch_add(busy.as_nanos() as u64, Ordering::Relaxed);
         self.look_at_free_space();
         self.measure_pressure();
@@ -313,13 +376,16 @@ impl Engine {
     pub fn settle(&self) -> Result<()> {
         let mut state = self.work.state.lock();
         state.settling += 1;
-        self.work.changed.notify_all();
+        self.resources.crew.wake();
         let outcome = loop {
             let broken = self.pipeline.breaker.check();
             if broken.is_err() || state.stopped {
                 break broken;
             }
-            if state.running_jobs == 0 && self.find_job(&mut state).is_none() {
+            let is_idle = state.running_jobs == 0
+                && self.find_flush(&state).is_none()
+                && self.find_compaction(&mut state, |_| true).is_none();
+            if is_idle && !self.may_have_obsolete() {
                 break Ok(());
             }
             self.work.changed.wait_for(&mut state, PROBE);
@@ -360,7 +426,8 @@ impl Engine {
         let mut state = self.work.state.lock();
         state.claims.entry(tree.id).or_default().release(claim);
         state.running_jobs -= 1;
-        self.work.changed.notify_all();
+        drop(state);
+        self.wake_workers();
     }
 
     /// The oldest registered snapshot, or beyond every number without one.
@@ -378,7 +445,7 @@ impl Engine {
             self.pipeline.breaker.check()?;
             tree.check_live()?;
             if state.stopped {
-                return Err(crate::write::commit::closed_error());
+                return Err(closed_error());
             }
             self.work.changed.wait_for(&mut state, PROBE);
         }
@@ -400,7 +467,10 @@ impl Engine {
     }
 
     /// Takes writes again if a full disk has space again.
-    fn probe(&self) {
+    ///
+    /// # Errors
+    /// If it has not.
+    fn probe(&self) -> Result<()> {
         self.look_at_free_space();
         let healed = self.work.free_bytes() > self.limits.reserve_bytes && {
             let breaker = &self.pipeline.breaker;
@@ -408,32 +478,32 @@ impl Engine {
             // probe is one job.
             breaker.close_if_no_space() || self.resume(1).is_ok()
         };
-        if healed {
-            self.measure_pressure();
-        } else {
-            self.runtime.sleep(PROBE);
+        if !healed {
+            return Err(self.pipeline.breaker.error());
         }
+        self.measure_pressure();
+        Ok(())
     }
 
     // The log thread.
 
-    fn run_log(&self) {
-        let mut touched = (FileNumber(0), 0);
-        loop {
-            if self.pipeline.breaker.check().is_ok() {
-                // An error has opened the breaker; writers meet it there.
-                let _ = self.prepare_spare(0);
-                self.touch_ahead(&mut touched);
-            }
-            let mut state = self.work.log_state.lock();
-            while !state.wanted && !state.stopped {
-                self.work.log_changed.wait(&mut state);
-            }
+    /// What the log thread does when something may be wanted of it.
+    pub fn keep_log(&self) {
+        if !self.work.log_wanted.swap(false, Ordering::Relaxed) || self.is_broken() {
+            return;
+        }
+        {
+            let mut state = self.work.state.lock();
             if state.stopped {
                 return;
             }
-            state.wanted = false;
+            state.keeping_log = true;
         }
+        let keeping = KeepingLog(&self.work);
+        // An error has opened the breaker; writers meet it there.
+        let _ = self.prepare_spare(0);
+        self.touch_ahead(&mut self.work.touched.lock());
+        drop(keeping);
     }
 
     /// Sees to it that there is a spare log with room for a record of this size.
@@ -470,6 +540,16 @@ impl Engine {
             file.region.touch(from, upto - from);
             *touched = (file.number, upto);
         }
+    }
+}
+
+/// Says that the log thread is done with an engine, even if it panicked.
+struct KeepingLog<'a>(&'a Work);
+
+impl Drop for KeepingLog<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().keeping_log = false;
+        self.0.changed.notify_all();
     }
 }
 

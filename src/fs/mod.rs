@@ -230,6 +230,17 @@ pub(crate) fn map_log(file: &dyn File) -> io::Result<(Bytes, u64)> {
     }
 }
 
+/// Creates a file in place of the one that a crash may have left under this name.
+pub(crate) fn create_anew(fs: &dyn Fs, path: &Path) -> io::Result<Arc<dyn File>> {
+    match fs.create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs.remove(path)?;
+            fs.create(path)
+        }
+        result => result,
+    }
+}
+
 #[cfg(any(test, feature = "testing"))]
 thread_local! {
     static SITE: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };

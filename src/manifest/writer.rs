@@ -10,7 +10,6 @@
 //!
 //! Only then may the caller remove the manifest before, or create tables and logs.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -136,7 +135,8 @@ impl ManifestWriter {
 fn set_current(fs: &Arc<dyn Fs>, dir: &Path, line: &str) -> Result<()> {
     let current = dir.join(CURRENT);
     let temporary = dir.join(format!("{CURRENT}{}", file::TEMPORARY_ENDING));
-    let file = create_anew(fs, &temporary).map_err(|e| Error::io("create", &temporary, e))?;
+    let file =
+        fs::create_anew(&**fs, &temporary).map_err(|e| Error::io("create", &temporary, e))?;
     file.write_at(0, line.as_bytes()).map_err(|e| Error::io("write", &temporary, e))?;
     {
         // Else CURRENT can be empty after the rename (LevelDB #74).
@@ -150,17 +150,6 @@ fn set_current(fs: &Arc<dyn Fs>, dir: &Path, line: &str) -> Result<()> {
     // Else CURRENT can name the manifest before when that is removed already (LevelDB #195).
     let _site = fs::site("manifest.current.sync_dir");
     fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
-}
-
-/// Creates a file in place of the one that a crash may have left under this name.
-fn create_anew(fs: &Arc<dyn Fs>, path: &Path) -> io::Result<Arc<dyn File>> {
-    match fs.create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs.remove(path)?;
-            fs.create(path)
-        }
-        result => result,
-    }
 }
 
 /// Appends the record of edit `number`, which begins at `lsn` of the manifest.
@@ -183,6 +172,7 @@ fn put_edit(out: &mut Vec<u8>, checksum: Checksum, lsn: Lsn, number: u64, edit: 
 pub(crate) mod tests {
     use std::collections::BTreeMap;
     use std::fmt::Write;
+    use std::io;
 
     use bytes::Bytes;
     use parking_lot::Mutex;

@@ -135,6 +135,14 @@ impl KeyRange {
         (self.lower.as_ref().map(Vec::as_slice), self.upper.as_ref().map(Vec::as_slice))
     }
 
+    /// What all keys of the range begin with.
+    pub fn common_prefix(&self) -> Vec<u8> {
+        let (Bound::Included(lower) | Bound::Excluded(lower)) = &self.lower else { return vec![] };
+        let (Bound::Included(upper) | Bound::Excluded(upper)) = &self.upper else { return vec![] };
+        let common = lower.iter().zip(upper).take_while(|(a, b)| a == b).count();
+        lower[..common].to_vec()
+    }
+
     fn is_below_upper(&self, key: &[u8]) -> bool {
         match &self.upper {
             Bound::Unbounded => true,
@@ -522,49 +530,90 @@ impl Cursor {
     }
 }
 
-/// Keys and values of a range, as they were when it was made; from both ends.
-///
-/// Yields an error once, where it occurs, and then ends.
-pub struct Iter {
-    source: Pinned,
+/// A cursor over keys that have values: what [`Ends`] is made of.
+pub(crate) trait KeyCursor {
+    fn valid(&self) -> bool;
+    fn key(&self) -> &[u8];
+    fn value_ref(&self) -> ValueRef<'_>;
+    fn seek_to_first(&mut self) -> Result<()>;
+    fn seek_to_last(&mut self) -> Result<()>;
+    fn seek(&mut self, key: &[u8]) -> Result<()>;
+    fn seek_before(&mut self, key: &[u8]) -> Result<()>;
+    fn next(&mut self) -> Result<()>;
+    fn prev(&mut self) -> Result<()>;
+}
+
+impl KeyCursor for Cursor {
+    #[inline]
+    fn valid(&self) -> bool {
+        self.valid()
+    }
+    #[inline]
+    fn key(&self) -> &[u8] {
+        self.key()
+    }
+    #[inline]
+    fn value_ref(&self) -> ValueRef<'_> {
+        self.value_ref()
+    }
+    fn seek_to_first(&mut self) -> Result<()> {
+        self.seek_to_first()
+    }
+    fn seek_to_last(&mut self) -> Result<()> {
+        self.seek_to_last()
+    }
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        self.seek(key)
+    }
+    fn seek_before(&mut self, key: &[u8]) -> Result<()> {
+        self.seek_before(key)
+    }
+    #[inline]
+    fn next(&mut self) -> Result<()> {
+        self.next()
+    }
+    #[inline]
+    fn prev(&mut self) -> Result<()> {
+        self.prev()
+    }
+}
+
+/// What the two ends of an iterator read from: one moment of something sorted.
+pub(crate) trait Pinned {
+    type Cursor: KeyCursor;
+    /// A cursor for keys of this range, not yet on any.
+    fn open(&self, range: &KeyRange) -> Self::Cursor;
+}
+
+/// The keys of a range with their values, taken from both ends.
+pub(crate) struct Ends<P: Pinned> {
+    source: P,
     range: KeyRange,
-    front: End,
-    back: End,
+    front: End<P::Cursor>,
+    back: End<P::Cursor>,
     done: bool,
 }
 
-/// What the two ends of an iterator read from.
-struct Pinned {
-    tree: Arc<Tree>,
-    view: Arc<View>,
-    reading: Arc<Reading>,
-}
-
 /// One end of an iterator: made at its first use.
-#[derive(Default)]
-struct End {
-    cursor: Option<Box<Cursor>>,
+struct End<C> {
+    cursor: Option<Box<C>>,
     /// The key it yielded last.
     last: Option<Slice>,
 }
 
-/// A key and its value.
-pub type Entry = (Slice, Slice);
+impl<C> Default for End<C> {
+    fn default() -> End<C> {
+        End { cursor: None, last: None }
+    }
+}
 
-impl Iter {
-    pub(crate) fn new(
-        tree: Arc<Tree>,
-        view: Arc<View>,
-        reading: Arc<Reading>,
-        range: KeyRange,
-    ) -> Iter {
-        let source = Pinned { tree, view, reading };
-        Iter { source, range, front: End::default(), back: End::default(), done: false }
+impl<P: Pinned> Ends<P> {
+    pub fn new(source: P, range: KeyRange) -> Ends<P> {
+        Ends { source, range, front: End::default(), back: End::default(), done: false }
     }
 
-    fn open(&self) -> Box<Cursor> {
-        let Pinned { tree, view, reading } = &self.source;
-        Box::new(Cursor::new(tree.clone(), view.clone(), reading.clone(), &self.range))
+    fn open(&self) -> Box<P::Cursor> {
+        Box::new(self.source.open(&self.range))
     }
 
     fn step_front(&mut self) -> Result<Option<Entry>> {
@@ -582,7 +631,9 @@ impl Iter {
                 cursor
             }
         };
-        if cursor.valid() && !self.range.is_above_lower(cursor.key()) {
+        // The tables were chosen without an excluded bound, so what is found of that key itself means
+        // nothing; in a scan over shards more than one may seem to have it.
+        while cursor.valid() && !self.range.is_above_lower(cursor.key()) {
             cursor.next()?;
         }
         let met = |key: &[u8]| self.back.last.as_ref().is_some_and(|last| key >= &last[..]);
@@ -632,7 +683,7 @@ impl Iter {
     }
 }
 
-impl Iterator for Iter {
+impl<P: Pinned> Iterator for Ends<P> {
     type Item = Result<Entry>;
 
     fn next(&mut self) -> Option<Result<Entry>> {
@@ -644,7 +695,7 @@ impl Iterator for Iter {
     }
 }
 
-impl DoubleEndedIterator for Iter {
+impl<P: Pinned> DoubleEndedIterator for Ends<P> {
     fn next_back(&mut self) -> Option<Result<Entry>> {
         if self.done {
             return None;
@@ -654,11 +705,68 @@ impl DoubleEndedIterator for Iter {
     }
 }
 
+/// Keys and values of a range, as they were when it was made; from both ends.
+///
+/// Yields an error once, where it occurs, and then ends.
+pub struct Iter(Ends<PinnedTree>);
+
+/// One moment of a keyspace. Keeps no database open.
+pub(crate) struct PinnedTree {
+    pub tree: Arc<Tree>,
+    pub view: Arc<View>,
+    pub reading: Arc<Reading>,
+}
+
+impl Pinned for PinnedTree {
+    type Cursor = Cursor;
+
+    fn open(&self, range: &KeyRange) -> Cursor {
+        Cursor::new(self.tree.clone(), self.view.clone(), self.reading.clone(), range)
+    }
+}
+
+/// A key and its value.
+pub type Entry = (Slice, Slice);
+
+impl Iter {
+    pub(crate) fn new(
+        tree: Arc<Tree>,
+        view: Arc<View>,
+        reading: Arc<Reading>,
+        range: KeyRange,
+    ) -> Iter {
+        Iter(Ends::new(PinnedTree { tree, view, reading }, range))
+    }
+}
+
+impl Iterator for Iter {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Result<Entry>> {
+        self.0.next()
+    }
+}
+
+impl DoubleEndedIterator for Iter {
+    fn next_back(&mut self) -> Option<Result<Entry>> {
+        self.0.next_back()
+    }
+}
+
 impl std::iter::FusedIterator for Iter {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_of_a_range_begin_alike() {
+        let common = |range: std::ops::Range<&str>| KeyRange::new(range).common_prefix();
+        assert_eq!(common("a:b".."a:c"), b"a:");
+        assert_eq!(common("a:".."a;"), b"a");
+        assert_eq!(KeyRange::new("a".."b").common_prefix(), b"");
+        assert_eq!(KeyRange::new("a"..).common_prefix(), b"");
+    }
 
     #[test]
     fn a_prefix_ends_before_the_next_one() {

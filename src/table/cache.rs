@@ -5,7 +5,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -36,7 +36,6 @@ impl BlockPlace {
 /// Blocks by place, up to a number of bytes. Safe to share.
 pub(crate) struct BlockCache {
     blocks: Cache<BlockPlace, Bytes, BlockWeighter, PlaceHashBuilder>,
-    capacity: AtomicUsize,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -51,8 +50,16 @@ impl BlockCache {
             .expect("both capacities are set");
         let lifecycle = DefaultLifecycle::default();
         let blocks = Cache::with_options(options, BlockWeighter, PlaceHashBuilder, lifecycle);
-        let (hits, misses) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(BlockCache { blocks, capacity: AtomicUsize::new(bytes), hits, misses })
+        Arc::new(BlockCache { blocks, hits: AtomicU64::new(0), misses: AtomicU64::new(0) })
+    }
+
+    /// Keeps about `bytes` bytes from now on. A change of less than an eighth is none, since it costs
+    /// locks of every part.
+    pub fn resize(&self, bytes: usize) {
+        let now = self.blocks.capacity();
+        if now.abs_diff(bytes as u64) > now / 8 {
+            self.blocks.set_capacity(bytes as u64);
+        }
     }
 
     /// The block at `place`, if it is here.
@@ -66,14 +73,6 @@ impl BlockCache {
     /// Keeps `block`, which has been verified and validated, for a while.
     pub fn insert(&self, place: BlockPlace, block: Bytes) {
         self.blocks.insert(place, block);
-    }
-
-    /// Lets the cache take so many bytes from now on.
-    pub fn set_capacity(&self, bytes: usize) {
-        // Every shard of it would be locked.
-        if self.capacity.swap(bytes, Ordering::Relaxed) != bytes {
-            self.blocks.set_capacity(bytes as u64);
-        }
     }
 
     /// Bytes that the cache takes now.
@@ -166,7 +165,7 @@ mod tests {
             cache.insert(BlockPlace::new(FileId(7), block * 4096), Bytes::from(vec![0; 4096]));
         }
         assert!(cache.used_bytes() > 256 << 10);
-        cache.set_capacity(64 << 10);
+        cache.resize(64 << 10);
         assert!(cache.used_bytes() <= 64 << 10, "{}", cache.used_bytes());
     }
 

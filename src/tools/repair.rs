@@ -25,6 +25,7 @@ use crate::cursor::Cursor;
 use crate::cursor::merge::MergeCursor;
 use crate::db::jobs::table_config;
 use crate::db::open::{Found, loss_of, mode_for, recover};
+use crate::db::resources::Resources;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{CURRENT, FileId, FileKind, FileNumber, LOST, Lsn, parse_name};
 use crate::fs::{self, Fs, Lock, RealFs};
@@ -458,7 +459,9 @@ impl Repair<'_> {
         let (by_key, unused) = (plan.by_key, self.report.moved.clone());
         let found = Found { lock, state, by_key, unused, member: None, cut: Lsn(u64::MAX) };
         // Nothing runs in it, and it is dropped at once: what was wanted are its files.
-        recover(self.fs.clone(), Runtime::threads(), self.dir, self.options.clone(), found)?;
+        let resources = Resources::of(Runtime::threads(), &self.options);
+        let options = self.options.clone();
+        recover(self.fs.clone(), resources.shared(), self.dir, options, found)?;
         Ok(())
     }
 

@@ -14,6 +14,9 @@
 //!   compaction debt, bytes of logs, disk space.
 //! - The allowed rate is S·2^(8(0.75 − x)) from x = 0.5 to 0.95 and falls linearly to 0 at 1. It
 //!   crosses S at 0.75, so that is where it settles: no cliff, no limit cycle.
+//! - Of several that share their memory, the one that holds the most feels the whole pressure of
+//!   it, one that holds little feels none: each is asked what all would hold if none held more than
+//!   it does. Only close to the end does everyone with more than an equal share feel it.
 //! - S is user bytes a busy second of the background threads, smoothed. Busy seconds, because idle
 //!   ones say nothing of what they could do.
 //! - Every commit charges one virtual clock, also of short-lived writers and of asynchronous
@@ -56,7 +59,16 @@ const UNLIMITED: u64 = u64::MAX;
 /// What pressure is made of. Sizes in bytes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measures {
+    /// Its own memtables.
     pub memtables_bytes: usize,
+    /// All memtables of those who share their memory, if none held more than this one does.
+    pub memtables_level_bytes: usize,
+    /// All of them.
+    pub memtables_total_bytes: usize,
+    /// How many share it.
+    pub sharers: usize,
+    /// How many of them slow writers down at the same time, and share what is sustained.
+    pub contenders: usize,
     pub memtable_bytes: usize,
     pub memtables_bytes_max: usize,
     /// The most runs of level 0 in any keyspace.
@@ -80,14 +92,19 @@ fn fraction(value: f64, from: f64, to: f64) -> f64 {
 }
 
 impl Measures {
+    fn memory(&self) -> f64 {
+        // One full memtable is the ordinary state and no pressure.
+        let (ordinary, most) = (self.memtable_bytes as f64, self.memtables_bytes_max as f64);
+        let fair = fraction(self.memtables_level_bytes as f64, ordinary, most);
+        // Who has the most keeps all below three quarters on the average.
+        let share = ordinary / self.sharers.max(1) as f64;
+        let has_share = fraction(self.memtables_bytes as f64, share / 2.0, share);
+        let late = ordinary + 0.75 * (most - ordinary);
+        fair.max(has_share * fraction(self.memtables_total_bytes as f64, late, most))
+    }
+
     /// The pressure, and what makes it.
     fn reading(&self) -> (f64, BusyCause) {
-        // One full memtable is the ordinary state and no pressure.
-        let memory = fraction(
-            self.memtables_bytes as f64,
-            self.memtable_bytes as f64,
-            self.memtables_bytes_max as f64,
-        );
         let level0 = fraction(
             self.level0_runs as f64,
             self.level0_runs_trigger as f64,
@@ -102,7 +119,7 @@ impl Measures {
         let reserve = self.reserve_bytes as f64;
         let disk = 1.0 - fraction(self.free_bytes as f64, reserve, 3.0 * reserve);
         [
-            (memory, BusyCause::Memory),
+            (self.memory(), BusyCause::Memory),
             (level0, BusyCause::Level0),
             (debt, BusyCause::CompactionDebt),
             (logs, BusyCause::LogBytes),
@@ -310,8 +327,9 @@ impl Throttle {
     pub fn update(&self, measures: &Measures) {
         let (x, cause) = measures.reading();
         let mut state = self.state.lock();
-        let rate = allowed_rate(x, state.sustainable).map_or(UNLIMITED, |rate| rate as u64);
-        let part = rate as f64 / state.sustainable;
+        let sustainable = state.sustainable / measures.contenders.max(1) as f64;
+        let rate = allowed_rate(x, sustainable).map_or(UNLIMITED, |rate| rate as u64);
+        let part = rate as f64 / sustainable;
         state.slots.note_rate(part, self.now_ns());
         if rate == UNLIMITED {
             state.slots.clear();
@@ -507,11 +525,67 @@ mod tests {
         }
     }
 
+    /// With so many bytes of memtables, and nobody to share the memory with.
+    fn alone(bytes: usize) -> Measures {
+        Measures {
+            memtables_bytes: bytes,
+            memtables_level_bytes: bytes,
+            memtables_total_bytes: bytes,
+            sharers: 1,
+            ..calm()
+        }
+    }
+
+    /// The pressure of each of those who hold so many bytes.
+    fn together(bytes: &[usize]) -> Vec<f64> {
+        let measures = |own: &usize| Measures {
+            memtables_bytes: *own,
+            memtables_level_bytes: bytes.iter().map(|other| other.min(own)).sum(),
+            memtables_total_bytes: bytes.iter().sum(),
+            sharers: bytes.len(),
+            ..calm()
+        };
+        bytes.iter().map(|own| measures(own).reading().0).collect()
+    }
+
+    #[test]
+    fn who_holds_the_most_of_a_shared_memory_feels_it() {
+        // One memtable is 64 bytes, all may have 128.
+        assert_eq!(together(&[96]), [0.5]);
+        assert_eq!(together(&[24, 24, 24, 24]), [0.5; 4], "as one would");
+        assert_eq!(together(&[100, 4, 4, 4]), [0.75, 0.0, 0.0, 0.0]);
+        assert_eq!(together(&[50, 50, 8, 4]), [0.75, 0.75, 0.0, 0.0]);
+        // At the end those who hold more than an equal share of a memtable, 16, feel it too.
+        assert_eq!(together(&[98, 16, 10, 4]), [1.0, 1.0, 0.25, 0.0]);
+        assert_eq!(together(&[0, 128]), [0.0, 1.0]);
+        // Whoever may still write, all together hold no more than a memtable too much.
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..500 {
+            let count = random.usize(1..9);
+            let mut bytes = vec![0; count];
+            loop {
+                let open = together(&bytes);
+                let open: Vec<usize> = (0..count).filter(|at| open[*at] < 1.0).collect();
+                let Some(at) = random.choice(open) else { break };
+                bytes[at] += 1;
+            }
+            let total: usize = bytes.iter().sum();
+            assert!((128..=128 + 64).contains(&total), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn who_slows_down_at_the_same_time_shares_what_is_sustained() {
+        let pressure = Throttle::new(Runtime::alone());
+        pressure.update(&Measures { debt_bytes: 75, contenders: 4, ..calm() });
+        assert_eq!(pressure.allowed(), Some(SUSTAINABLE_PRIOR as u64 / 4));
+    }
+
     #[test]
     fn each_measure_alone_makes_pressure() {
         assert_eq!(calm().reading().0, 0.0);
         let cases: [(Measures, f64, BusyCause); 5] = [
-            (Measures { memtables_bytes: 112, ..calm() }, 0.75, BusyCause::Memory),
+            (alone(112), 0.75, BusyCause::Memory),
             (Measures { level0_runs: 14, ..calm() }, 0.5, BusyCause::Level0),
             (Measures { debt_bytes: 90, ..calm() }, 0.9, BusyCause::CompactionDebt),
             (Measures { logs_bytes: 100, ..calm() }, 1.0, BusyCause::LogBytes),

@@ -21,6 +21,9 @@ use super::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 use crate::error::{DegradedCause, Error, Result};
 use crate::file::Lsn;
 
+/// How long the syncer thread waits for a commit that is being published before it looks again.
+const PUBLICATION: Duration = Duration::from_micros(100);
+
 /// See the module's comment.
 pub(crate) struct Syncer {
     durable: AtomicU64,
@@ -274,6 +277,15 @@ impl Pipeline {
         self.syncer.wake(state);
     }
 
+    /// True if all that could be synced now is, and what is wanted is not published yet: so it is of
+    /// a joint commit of which another shard was asked to sync its part, between the two.
+    fn awaits_publication(&self, state: &State) -> bool {
+        let copied = self.ring.copied();
+        let is_idle = copied <= self.syncer.stable() && copied < state.wanted;
+        let may_come = !state.stopped && state.failure.is_none() && !self.ring.has_failed();
+        state.handed_over && is_idle && may_come
+    }
+
     /// The syncer thread: syncs whenever more is wanted, and at least once in `interval`.
     pub fn run_syncer(&self, interval: Option<Duration>) {
         let syncer = &self.syncer;
@@ -286,6 +298,9 @@ impl Pipeline {
                     Some(interval) => due = syncer.work.wait_for(&mut state, interval),
                     None => syncer.work.wait(&mut state),
                 }
+            }
+            while self.awaits_publication(&state) {
+                syncer.work.wait_for(&mut state, PUBLICATION);
             }
             let handed_over = std::mem::take(&mut state.handed_over);
             let behind = self.ring.copied() > syncer.stable();

@@ -23,8 +23,12 @@ mod idempotent;
 mod ingest;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
+#[path = "../../examples/scaling.rs"]
+mod scaling;
 #[path = "../../examples/scan.rs"]
 mod scan;
+#[path = "../../examples/shards.rs"]
+mod shards;
 
 #[test]
 fn quickstart_runs() {
@@ -47,8 +51,18 @@ fn async_commits_runs() {
 }
 
 #[test]
+fn scaling_runs() {
+    scaling::main().unwrap();
+}
+
+#[test]
 fn scan_runs() {
     scan::main().unwrap();
+}
+
+#[test]
+fn shards_runs() {
+    shards::main().unwrap();
 }
 
 #[test]

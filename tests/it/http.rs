@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use esker::fs::fault::{Fault, FaultFs, FaultKind};
 use esker::fs::intercept::Select;
@@ -72,5 +73,58 @@ fn the_service_tells_the_truth_under_load() {
     assert_eq!(ask("GET", "/events/late").2, "1");
     assert_eq!(ask("PUT", "/values/").0, 204, "a key may be empty");
     assert_eq!(ask("DELETE", "/values/a").0, 404);
+    running.stop();
+}
+
+/// Clients that offer more than is drained, and wait as long as they are told to: nine in ten are let
+/// in when they come back, and every event that was accepted is counted once.
+#[test]
+fn who_waits_as_long_as_retry_after_says_is_let_in() {
+    const WAITS_EACH: u64 = 3;
+    let fs = Arc::new(SimFs::new());
+    let db = Db::open_on(fs, Runtime::threads(), "/db", Options::tiny()).unwrap();
+    let mut options = IngestOptions::default();
+    // Some 200 events fit in, and the clients are faster than this.
+    (options.bytes_max, options.drain_rate) = (20_000, Some(1_000));
+    let service = Arc::new(Service::new(db, options).unwrap());
+    let running = Running::start(&service, CLIENTS as usize);
+    let (accepted, let_in) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut http = Client::connect(running.address).unwrap();
+                let mut ask =
+                    || http.ask("POST", "/events/all", "an event of some length").unwrap();
+                let mut waits = 0;
+                loop {
+                    let (status, mut wait, text) = ask();
+                    accepted.fetch_add(u64::from(status == 202), Ordering::SeqCst);
+                    if status == 202 {
+                        continue;
+                    }
+                    while let Some(seconds) = wait {
+                        if waits == WAITS_EACH {
+                            return;
+                        }
+                        waits += 1;
+                        std::thread::sleep(Duration::from_secs(seconds));
+                        let again = ask();
+                        let is_in = u64::from(again.0 == 202);
+                        accepted.fetch_add(is_in, Ordering::SeqCst);
+                        let_in.fetch_add(is_in, Ordering::SeqCst);
+                        wait = again.1;
+                    }
+                    assert!(status == 429, "{status}: {text}");
+                }
+            });
+        }
+    });
+    let (let_in, waits) = (let_in.into_inner(), CLIENTS * WAITS_EACH);
+    println!("{let_in} of {waits} who waited were let in");
+    assert!(let_in * 10 >= waits * 9, "{let_in} of {waits} who waited were let in");
+    service.queue.set_drain_rate(None);
+    service.queue.flush().unwrap();
+    let mut http = Client::connect(running.address).unwrap();
+    assert_eq!(http.ask("GET", "/events/all", "").unwrap().2, accepted.into_inner().to_string());
     running.stop();
 }

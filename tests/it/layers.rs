@@ -160,8 +160,9 @@ fn byte_formats_do_not_know_each_other() {
 }
 
 /// Folders whose files know each other, and why that is better than the alternative.
-const CIRCLES: [(&str, &str); 2] = [
+const CIRCLES: [(&str, &str); 3] = [
     ("db", "handles and engine are one thing, split into files by what the user calls"),
+    ("shard", "as db: handles and what they share, split into files by what the user calls"),
     ("write", "the syncer's steps are the pipeline's: they need its ring, logs and breaker"),
 ];
 

@@ -34,11 +34,15 @@ mod regressions;
 #[cfg(feature = "testing")]
 mod repair;
 #[cfg(feature = "testing")]
+mod resources;
+#[cfg(feature = "testing")]
 mod resume;
 #[cfg(feature = "testing")]
 mod salvage;
 #[cfg(feature = "testing")]
 mod settings;
+#[cfg(feature = "testing")]
+mod sharded;
 #[cfg(feature = "testing")]
 mod toolkit;
 mod verbs;

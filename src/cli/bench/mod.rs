@@ -7,6 +7,7 @@
 //! - `subject`: the database under measurement.
 //! - `workload`: what each workload does.
 //! - `opening`: the workloads that open databases. `overload`: more than a database sustains.
+//! - `sharding`: several engines.
 //! - `run`: the threads of one workload, watched.
 //! - `report`: the table, and JSON.
 //! - `plot`: operations a second over time, as SVG.
@@ -19,6 +20,7 @@ mod overload;
 mod plot;
 mod report;
 mod run;
+mod sharding;
 mod subject;
 mod workload;
 
@@ -38,11 +40,11 @@ use crate::text::{parse_bytes, parse_count, size, thousands};
 ///
 /// Each fill (fillseq, fillbatch, fillsync, fillrandom) starts from an empty database. The other
 /// workloads use the one that the last fill left, after all its background work is done. Without
-/// any workload named, all of them run, in the order below, for about a minute.
+/// any workload named, all of them but sharding run, in the order below, for about a minute.
 #[derive(Args)]
 #[command(after_long_help = MANUAL, after_help = "--help explains the workloads and the columns.")]
 pub struct Bench {
-    /// What to run, in this order; everything if none is named
+    /// What to run, in this order; everything but sharding if none is named
     #[arg(value_enum, ignore_case = true)]
     workloads: Vec<Workload>,
     /// Directory of the database; it stays, and later runs without a fill use it again. Without
@@ -137,6 +139,7 @@ enum Compression {
 }
 
 /// What all workloads of a run have in common.
+#[derive(Clone, Copy)]
 struct Plan {
     records: u64,
     key_size: usize,
@@ -154,9 +157,10 @@ impl Bench {
     /// Runs the workloads and prints what they measured.
     pub fn run(self) -> Result<()> {
         let plan = self.plan()?;
-        let workloads = match self.workloads.is_empty() {
-            true => Workload::value_variants(),
-            false => &self.workloads,
+        let all = Workload::value_variants().iter().copied();
+        let workloads: Vec<Workload> = match self.workloads.is_empty() {
+            true => all.filter(|workload| *workload != Workload::Sharding).collect(),
+            false => self.workloads.clone(),
         };
         let mut subject = Subject::at(self.db.as_deref(), &plan)?;
         let printer = Printer { json: self.json, watched: io::stderr().is_terminal() };
@@ -167,13 +171,17 @@ impl Bench {
         for (round, &workload) in workloads.iter().enumerate() {
             if workload.is_fill() {
                 subject.make_fresh(&plan)?;
-            } else if !subject.is_open() && workload != Workload::Overload {
+            } else if !subject.is_open() && !workload.has_its_own() {
                 eprintln!("esker: no fill before {}: filling at random first", workload.name());
                 subject.make_fresh(&plan)?;
                 let filler = workloads.len();
                 run::measure(&plan, &mut subject, Workload::Fillrandom, filler, &printer)?;
             }
             let measured = match workload {
+                Workload::Sharding => {
+                    sharding::measure(&plan, &subject, &printer)?;
+                    continue;
+                }
                 Workload::Overload => overload::measure(&plan, &subject, &printer)?,
                 _ if workload.opens() => opening::measure(&plan, &mut subject, workload, &printer)?,
                 _ => run::measure(&plan, &mut subject, workload, round, &printer)?,

@@ -61,6 +61,9 @@ pub enum Workload {
     /// Offer an own database three times what it sustains; see --plot. Needs a --duration of some 20
     /// seconds, or a small --memory, to show more than the first flush
     Overload,
+    /// Put records drawn at random into 1 to 8 databases that share resources, by 1 to 8 writers, with
+    /// both durabilities; tables of their own, and a second for each cell
+    Sharding,
 }
 
 /// fillsync ends after so long: a commit takes 0.1 to 10 ms, and N of them would take hours.
@@ -89,6 +92,11 @@ impl Workload {
         self.is_fill()
             || matches!(self, Overwrite | Mergerandom | Deleterandom | Readwhilewriting)
             || matches!(self, Idempotent | Batching | Coalescing | Ingest)
+    }
+
+    /// Whether it has databases of its own, and needs no fill.
+    pub fn has_its_own(self) -> bool {
+        matches!(self, Workload::Overload | Workload::Sharding)
     }
 
     /// Whether it is about opening a database, not about using it.
@@ -190,7 +198,9 @@ impl Scene<'_> {
             Workload::Coalescing => self.coalesce(part, meter),
             Workload::Ingest => self.push(part, meter),
             Workload::Reopen | Workload::Recovery => unreachable!("see `opening`"),
-            Workload::Overload => unreachable!("see `overload`"),
+            Workload::Overload | Workload::Sharding => {
+                unreachable!("they have databases of their own")
+            }
         }
     }
 

@@ -2,13 +2,16 @@
 //! with a map's. Limits are so small that flush, compaction, log and manifest rotation happen all
 //! the time.
 //!
-//! - `operation`: what a sequence does. `run`: the engine beside the model.
+//! - `operation`: what a sequence does. `run`: the engine beside the model. `single`, `sharded`: what
+//!   the engine is. `setting`: what a sequence runs on.
 //!
 //! `ESKER_SEQUENCES=100000 cargo test --release --all-features --test it model::` runs more of them;
 //! `ESKER_FIRST_SEED` others, `ESKER_SEED` exactly one. A sequence that fails is made shorter before it is shown.
 
 mod operation;
-mod run;
+mod setting;
+mod sharded;
+mod single;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -19,7 +22,7 @@ use fastrand::Rng;
 use crate::settings;
 
 use operation::{Draw, Operation};
-use run::{Failure, Setting, Tally};
+use setting::{Failure, Setting, Tally};
 
 /// Operations of a sequence, on average.
 const OPERATION_COUNT: usize = 160;
@@ -34,26 +37,47 @@ enum Threads {
 
 #[test]
 fn with_threads() {
-    test("with_threads", Threads::Real, 2_000);
+    test("with_threads", Threads::Real, 0, 2_000);
+}
+
+#[test]
+fn one_shard() {
+    test("one_shard", Threads::Stepped, 1, 250);
+}
+
+#[test]
+fn three_shards() {
+    test("three_shards", Threads::Stepped, 3, 250);
+}
+
+#[test]
+fn three_shards_with_threads() {
+    test("three_shards_with_threads", Threads::Real, 3, 250);
+}
+
+#[test]
+fn eight_shards() {
+    test("eight_shards", Threads::Stepped, 8, 150);
 }
 
 #[test]
 fn with_stepper() {
-    test("with_stepper", Threads::Stepped, 2_000);
+    test("with_stepper", Threads::Stepped, 0, 2_000);
 }
 
-fn test(name: &str, threads: Threads, default_count: u64) {
+fn test(name: &str, threads: Threads, shards: usize, default_count: u64) {
     let seeds = settings::seeds("ESKER_SEQUENCES", default_count);
     let (count, began) = (seeds.end - seeds.start, Instant::now());
     let mut tally = Tally::default();
-    seeds.for_each(|seed| tally += check(name, threads, seed));
+    seeds.for_each(|seed| tally += check(name, threads, shards, seed));
     println!("{name}: {count} sequences in {:.1?}: {tally:?}", began.elapsed());
     settings::tally(&[("model sequences", count)]);
     if settings::number("ESKER_SEED").is_some() {
         return;
     }
     // Or the limits are not tiny any more, and this tests memtables only.
-    assert!(tally.compactions > 2 * count && tally.flushes > 4 * count, "{tally:?}");
+    // Over many shards each has its own, smaller memtables to fill.
+    assert!(tally.compactions > count / 2 && tally.flushes > 4 * count, "{tally:?}");
 }
 
 fn options(rng: &mut Rng) -> Options {
@@ -72,11 +96,11 @@ fn options(rng: &mut Rng) -> Options {
 }
 
 /// Runs the sequence of this seed.
-fn check(name: &str, threads: Threads, seed: u64) -> Tally {
+fn check(name: &str, threads: Threads, shards: usize, seed: u64) -> Tally {
     let mut draw = Draw::new(seed);
     let options = options(&mut draw.rng);
     let stepper = (threads == Threads::Stepped).then(|| draw.rng.u64(..));
-    let setting = Setting { options, stepper };
+    let setting = Setting { options, stepper, shards };
     let count = draw.rng.usize(OPERATION_COUNT / 2..OPERATION_COUNT * 3 / 2);
     let operations = draw.operations(count);
     let (failure, at) = match attempt(&setting, &operations) {
@@ -101,7 +125,11 @@ fn check(name: &str, threads: Threads, seed: u64) -> Tally {
 /// Runs the operations; if they fail, says how, and how many were begun.
 fn attempt(setting: &Setting, operations: &[Operation]) -> Result<Tally, (Failure, usize)> {
     let mut begun_count = 0;
-    let run = || run::run(setting, operations, |index| begun_count = index + 1);
+    let begun = |index| begun_count = index + 1;
+    let run = || match setting.shards {
+        0 => single::run::run(setting, operations, begun),
+        _ => sharded::run::run(setting, operations, begun),
+    };
     let failure = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(tally)) => return Ok(tally),
         Ok(Err(failure)) => failure,

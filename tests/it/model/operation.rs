@@ -159,6 +159,19 @@ pub enum Leave {
     Drop,
 }
 
+/// How slots are moved between shards, where there are any.
+#[derive(Clone, Copy, Debug)]
+pub enum Reshard {
+    /// Half of a shard's goes to another one, new or not, while the sequence goes on.
+    Split(usize),
+    /// All get about the same.
+    Rebalance,
+    /// What is under way is given up.
+    Abort,
+    /// What is under way is awaited.
+    Wait,
+}
+
 #[derive(Clone, Debug)]
 pub enum Operation {
     Write(Write),
@@ -178,6 +191,7 @@ pub enum Operation {
     Compact(Space, Range),
     Settle,
     Sync,
+    Reshard(Reshard),
     CreatePassing,
     DropPassing,
     Reopen(Leave),
@@ -204,7 +218,7 @@ impl Draw {
     }
 
     fn operation(&mut self) -> Operation {
-        match self.rng.u8(..200) {
+        match self.rng.u8(..206) {
             0..70 => Operation::Write(self.write()),
             70..74 => Operation::TryWrite(self.write()),
             74..92 => self.batch(),
@@ -225,7 +239,17 @@ impl Draw {
             190..194 => Operation::CreatePassing,
             194..196 => Operation::DropPassing,
             196..198 => Operation::Reopen(Leave::Close),
-            _ => Operation::Reopen(Leave::Drop),
+            198..200 => Operation::Reopen(Leave::Drop),
+            _ => Operation::Reshard(self.reshard()),
+        }
+    }
+
+    fn reshard(&mut self) -> Reshard {
+        match self.rng.u8(..8) {
+            0..3 => Reshard::Split(self.index()),
+            3..5 => Reshard::Rebalance,
+            5 => Reshard::Abort,
+            _ => Reshard::Wait,
         }
     }
 

@@ -12,24 +12,13 @@ use std::time::Duration;
 
 use esker::fs::sim::{Phase, SimFs};
 use esker::runtime::{Runtime, yield_point};
-use esker::{
-    Append, Counter, Cursor, Db, Durability, ErrorKind, Iter, Keyspace, KeyspaceOptions,
-    KeyspaceSnapshot, Options, Slice, Snapshot,
-};
+use esker::{Append, Counter, Durability, ErrorKind, KeyspaceOptions, Slice};
 
-use super::operation::{
+use super::{Cursor, Db, Iter, Keyspace, KeyspaceSnapshot, Snapshot};
+use crate::model::operation::{
     Commit, Ends, Key, Leave, Move, Operation, Range, Read, SPACES, Space, When, Write,
 };
-
-/// What went wrong, for people.
-#[derive(Debug)]
-pub struct Failure(pub String);
-
-impl From<esker::Error> for Failure {
-    fn from(error: esker::Error) -> Failure {
-        Failure(format!("unexpected error: {error}"))
-    }
-}
+use crate::model::setting::{Failure, Setting, Tally};
 
 type Outcome = Result<(), Failure>;
 
@@ -89,38 +78,12 @@ struct HeldScan {
     rest: VecDeque<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What a sequence runs on.
-#[derive(Clone, Debug)]
-pub struct Setting {
-    pub options: Options,
-    /// The seed of a stepper; real threads without.
-    pub stepper: Option<u64>,
-}
-
-/// What happened in the background of a sequence.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
-    pub operations: u64,
-    pub flushes: u64,
-    pub compactions: u64,
-    pub opens: u64,
-}
-
-impl std::ops::AddAssign for Tally {
-    fn add_assign(&mut self, other: Tally) {
-        self.operations += other.operations;
-        self.flushes += other.flushes;
-        self.compactions += other.compactions;
-        self.opens += other.opens;
-    }
-}
-
 /// A sequence that is running.
 struct Run {
     tally: Tally,
     fs: SimFs,
     runtime: Runtime,
-    options: Options,
+    setting: Setting,
     db: Option<Db>,
     /// In the order of `SPACES`.
     spaces: [Option<Keyspace>; 4],
@@ -155,7 +118,7 @@ pub fn run(
         tally: Tally::default(),
         fs,
         runtime,
-        options: setting.options.clone(),
+        setting: setting.clone(),
         db: None,
         spaces: Default::default(),
         stale: None,
@@ -236,6 +199,7 @@ impl Run {
             Operation::Compact(space, range) => self.compact(*space, *range),
             Operation::Settle => Ok(self.db().settle()?),
             Operation::Sync => Ok(self.db().sync()?),
+            Operation::Reshard(reshard) => Ok(super::reshard(self.db(), *reshard)?),
             Operation::CreatePassing => self.create_passing(),
             Operation::DropPassing => self.drop_passing(),
             Operation::Reopen(leave) => {
@@ -249,8 +213,7 @@ impl Run {
     // Life.
 
     fn open(&mut self) -> Outcome {
-        let fs = Arc::new(self.fs.clone());
-        let db = Db::open_on(fs, self.runtime.clone(), "/db", self.options.clone())?;
+        let db = super::open(self.fs.clone(), self.runtime.clone(), &self.setting)?;
         for space in SPACES {
             let exists = space != Space::Passing || self.now.passing.is_some();
             let open = || db.keyspace(name(space), key_options(space));
@@ -262,10 +225,10 @@ impl Run {
 
     fn leave(&mut self, leave: Leave) -> Outcome {
         let db = self.db.take().expect("open between operations");
-        let stats = db.stats();
+        let (flushes, compactions) = super::counts(&db);
         self.tally.opens += 1;
-        self.tally.flushes += stats.flush_count;
-        self.tally.compactions += stats.compaction_count;
+        self.tally.flushes += flushes;
+        self.tally.compactions += compactions;
         match leave {
             Leave::Close => {
                 db.close()?;
