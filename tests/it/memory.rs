@@ -42,7 +42,9 @@ impl Load {
     fn each_writer(&self, write: impl Fn(fastrand::Rng) + Sync) {
         thread::scope(|scope| {
             for writer in 0..WRITERS {
-                scope.spawn(|| write(fastrand::Rng::with_seed(self.bytes + writer)));
+                let random = fastrand::Rng::with_seed(self.bytes + writer);
+                let write = &write;
+                scope.spawn(move || write(random));
             }
         });
     }
