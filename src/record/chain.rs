@@ -19,7 +19,8 @@
 //! newest, nothing comes after it; then the header with one bit flipped back, if one of those is
 //! valid, is used to search the file for witnesses (never to replay it). What is left of the
 //! exception is a newest log file whose header is damaged in more than one bit: it looks exactly
-//! like one whose creation a power loss cut short, and is discarded.
+//! like one whose creation a power loss cut short, and is discarded, unless the manifest knows that
+//! the log was durable further ([`Replay::durable`]).
 //!
 //! A file whose header names another number than its name does, files whose numbers and first
 //! LSNs are in different orders, and an intact record where the next file has already begun,
