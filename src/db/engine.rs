@@ -466,8 +466,9 @@ impl Engine {
     pub fn memtables_bytes(&self) -> usize {
         let bytes = |tree: &Arc<Tree>| {
             let view = tree.view();
-            let frozen: usize = view.frozen.iter().map(|frozen| frozen.memtable.bytes()).sum();
-            active_bytes(&view) + frozen
+            let frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
+            let active = (!view.active.is_empty()).then_some(&view.active);
+            frozen.chain(active).map(|memtable| memtable.held_bytes()).sum::<usize>()
         };
         self.trees.load().iter().map(bytes).sum()
     }

@@ -320,7 +320,7 @@ impl OwnedLeaf {
         self.0.as_ptr()
     }
 
-    /// Bytes of memory, if it is not a block.
+    /// Bytes of memory.
     pub fn bytes(&self) -> usize {
         self.borrow().bytes()
     }
@@ -394,12 +394,9 @@ impl<'g> LeafRef<'g> {
         self.header().capacity as usize
     }
 
-    /// Bytes of memory, if it is not a block: the chunks of these are counted whole.
+    /// Bytes of memory.
     pub fn bytes(self) -> usize {
-        match self.owner().is_null() {
-            true => layout(self.capacity()).0.size(),
-            false => 0,
-        }
+        layout(self.capacity()).0.size()
     }
 
     #[inline]

@@ -139,8 +139,8 @@ pub(crate) struct Memtable {
     shape: Shape,
     /// Where leaves lie once there are enough of them.
     blocks: Arc<Blocks>,
-    /// Bytes of the index and of the current leaves that lie elsewhere. Of those, replaced ones that
-    /// are not freed yet do not count: a few per thread.
+    /// Bytes of the current leaves and the index. Replaced leaves that are not freed yet do not
+    /// count: a few per thread.
     leaves_bytes: AtomicUsize,
     tombstones: AtomicUsize,
 }
@@ -323,11 +323,16 @@ impl Memtable {
         MemtableCursor::new(Arc::clone(self))
     }
 
-    /// Bytes of memory held: entries, leaves and an estimate of the index.
+    /// How large it is: entries, leaves and an estimate of the index.
     pub fn bytes(&self) -> usize {
-        self.arena.held_bytes()
-            + self.blocks.held_bytes()
-            + self.leaves_bytes.load(Ordering::Relaxed)
+        self.arena.held_bytes() + self.leaves_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of memory held, those of free blocks included: of uniform keys all leaves grow at once, and
+    /// what they lay in before is free until they are split.
+    pub fn held_bytes(&self) -> usize {
+        let leaves_bytes = self.leaves_bytes.load(Ordering::Relaxed);
+        self.arena.held_bytes() + leaves_bytes.max(self.blocks.held_bytes())
     }
 
     /// How many entries were added, versions counted singly.
@@ -552,8 +557,8 @@ impl Memtable {
         upper: Position<'static>,
         collapsed: SeqNo,
     ) -> OwnedLeaf {
-        let elsewhere_bytes = self.leaves_bytes.load(Ordering::Relaxed);
-        let blocks = self.blocks.are_worth(elsewhere_bytes).then_some(&self.blocks);
+        let leaves_bytes = self.leaves_bytes.load(Ordering::Relaxed);
+        let blocks = self.blocks.are_worth(leaves_bytes).then_some(&self.blocks);
         OwnedLeaf::new(run, range, capacity, upper, collapsed, blocks)
     }
 
