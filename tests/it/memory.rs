@@ -16,7 +16,7 @@ use crate::settings::number;
 use esker::{Counter, Db, Filter, Keyspace, KeyspaceOptions, Options, ReadMode};
 
 /// What comes on top of the budget: see docs/ARCHITECTURE.md.
-const ALLOWANCE_BYTES: u64 = 16 << 20;
+const ALLOWANCE_BYTES: u64 = 24 << 20;
 const BUDGET: &str = "ESKER_MEMORY_BUDGET";
 /// Set where tables are read by `pread` and have Bloom filters, so that both lie on the heap.
 const ON_HEAP: &str = "ESKER_MEMORY_ON_HEAP";

@@ -73,7 +73,7 @@ impl Interceptor for Dropper {
         }
         let mut sites = self.sites.lock().unwrap();
         sites.push(current_site().unwrap_or("?"));
-        if sites.len() == self.nth + 1 { Verdict::Skip } else { Verdict::Proceed }
+        if sites.len() - 1 == self.nth { Verdict::Skip } else { Verdict::Proceed }
     }
 }
 
