@@ -88,6 +88,10 @@ pub const CURRENT: &str = "CURRENT";
 pub const LOCK: &str = "LOCK";
 /// Name of the file that marks the directory as a shard of a larger database.
 pub const SHARD_MARK: &str = "SHARD";
+/// Name of the file with the slot map of a database over several shards.
+pub const SHARDS: &str = "SHARDS";
+/// What names of directories of shards begin with that lie in the database's own.
+pub const SHARD_PREFIX: &str = "shard-";
 /// Name of the directory for what a salvage or repair gave up.
 pub const LOST: &str = "lost";
 /// Name of the directory for the logs of ingest queues.

@@ -66,12 +66,16 @@ pub use crate::options::{
 };
 pub use crate::read::scan::{Cursor, Entry, Iter};
 pub use crate::shard::batch::{ShardedBatch, ShardedTicket};
+pub use crate::shard::hot::HotCounters;
 pub use crate::shard::keyspace::ShardedKeyspace;
 pub use crate::shard::mover::{MovePhase, MoveProgress};
 pub use crate::shard::partition::Partition;
+pub use crate::shard::policy::Automatic;
+pub use crate::shard::rates::Rate;
 pub use crate::shard::scan::{ShardedCursor, ShardedIter};
 pub use crate::shard::snapshot::{ShardedKeyspaceSnapshot, ShardedSnapshot};
-pub use crate::shard::{ShardStats, ShardedDb, ShardedDbBuilder, ShardedStats};
+pub use crate::shard::stats::{HeavyKey, ShardStats, ShardedStats, SlotStats};
+pub use crate::shard::{ShardedDb, ShardedDbBuilder};
 pub use crate::slice::Slice;
 pub use crate::toolkit::batcher::{Batcher, BatcherOptions, ItemTicket};
 pub use crate::toolkit::coalescer::{Coalescer, CoalescerOptions};

@@ -55,6 +55,13 @@ pub trait MergeOperator: Send + Sync + 'static {
         let _ = (key, operands);
         None
     }
+
+    /// True if operands have the same effect in any order and any grouping, and what
+    /// [`MergeOperator::full`] makes of some of them without a base is an operand with their effect. Then
+    /// a hot key can be spread over several: see `HotCounters`. The default says no.
+    fn folds_in_any_order(&self) -> bool {
+        false
+    }
 }
 
 impl fmt::Debug for dyn MergeOperator {
@@ -226,6 +233,11 @@ impl MergeOperator for Counter {
         }
         Some(sum.to_le_bytes().to_vec())
     }
+
+    /// Only where sums wrap around: a part of the operands may leave i64 though all together do not.
+    fn folds_in_any_order(&self) -> bool {
+        self.overflow == Overflow::Wrap
+    }
 }
 
 /// Keeps the largest i64 (8 bytes little-endian).
@@ -267,6 +279,10 @@ impl MergeOperator for Max {
     fn partial(&self, _: &[u8], operands: &[&[u8]]) -> Option<Vec<u8>> {
         extreme(None, operands, i64::max).ok().map(|value| value.to_le_bytes().to_vec())
     }
+
+    fn folds_in_any_order(&self) -> bool {
+        true
+    }
 }
 
 impl MergeOperator for Min {
@@ -289,6 +305,10 @@ impl MergeOperator for Min {
 
     fn partial(&self, _: &[u8], operands: &[&[u8]]) -> Option<Vec<u8>> {
         extreme(None, operands, i64::min).ok().map(|value| value.to_le_bytes().to_vec())
+    }
+
+    fn folds_in_any_order(&self) -> bool {
+        true
     }
 }
 

@@ -77,12 +77,18 @@ pub fn steps(base: u64, round: u64, workers: u64, power_cuts: bool) -> Vec<Step>
     ];
     tests("flips and cuts", "crash::damage", &flips);
     tests("misplaced bytes", "crash::misplaced", &[("ESKER_DAMAGE_SEED", seed)]);
+    let shards = [("ESKER_CRASH_SEED", seed), ("ESKER_SHARDED_SECONDS", 20)];
+    tests("crashes of shards", "sharded::crash", &shards);
+    let faults = [("ESKER_FAULT_SEED", seed), ("ESKER_SHARDED_FAULT_SECONDS", 30)];
+    tests("faults of shards", "sharded::faults", &faults);
     tests("toolkit", "crash::toolkit", &[("ESKER_CRASH_SEED", seed)]);
     let sequences = [("ESKER_FIRST_SEED", seed), ("ESKER_SEQUENCES", 1000)];
     tests("model", "model::", &sequences);
     let schedules = [("ESKER_FIRST_SEED", seed), ("ESKER_SCHEDULES", 60)];
     tests("schedules", "concurrency::", &schedules);
     tests("kills", "process::kill", &[("ESKER_SEED", seed), ("ESKER_KILLS", 60)]);
+    let splits = [("ESKER_SEED", seed), ("ESKER_SPLIT_SECONDS", 30)];
+    tests("kills during splits", "process::split::nothing", &splits);
     tests("system calls", "process::calls", &[("ESKER_SEED", seed), ("ESKER_CALL_KILLS", 24)]);
     if power_cuts {
         tests("power cuts", "process::power", &[("ESKER_SEED", seed), ("ESKER_CUTS", 20)]);

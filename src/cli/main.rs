@@ -3,7 +3,7 @@
 //! - `main`: the verbs, and what becomes of their errors.
 //! - `failure`: why a verb ended without success, in one line.
 //! - `text`: how bytes, numbers and sizes are written on a command line.
-//! - `verbs`: get, put, delete, merge, scan, stats, dump, verify, repair.
+//! - `verbs`: get, put, delete, merge, scan, stats, checkpoint, dump, verify, repair.
 //! - `bench`: db_bench's workloads.
 
 mod failure;
@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::Bench;
 use crate::failure::Failure;
-use crate::verbs::{Delete, Dump, Get, Merge, Put, Repair, Scan, Stats, Verify};
+use crate::verbs::{Checkpoint, Delete, Dump, Get, Merge, Put, Repair, Scan, Stats, Verify};
 
 #[derive(Parser)]
 #[command(name = "esker", version, max_term_width = 100, after_help = EXAMPLES)]
@@ -37,6 +37,7 @@ Examples:
   esker get data greeting
   esker merge data visits 5 --keyspace counters --operator counter --create
   esker scan data --prefix user: --reverse --limit 10
+  esker checkpoint data backups/monday
   esker verify data
   esker repair data --dry-run
 
@@ -51,6 +52,7 @@ enum Verb {
     Merge(Merge),
     Scan(Scan),
     Stats(Stats),
+    Checkpoint(Checkpoint),
     Dump(Dump),
     Verify(Verify),
     Repair(Repair),
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Merge(merge) => merge.run(),
         Verb::Scan(scan) => scan.run(),
         Verb::Stats(stats) => stats.run(),
+        Verb::Checkpoint(checkpoint) => checkpoint.run(),
         Verb::Dump(dump) => dump.run(),
         Verb::Verify(verify) => verify.run(),
         Verb::Repair(repair) => repair.run(),

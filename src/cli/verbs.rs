@@ -1,5 +1,5 @@
 //! The verbs that look into a database or change one entry of it: get, put, delete, merge, scan,
-//! stats, dump, verify, repair.
+//! stats, checkpoint, dump, verify, repair.
 //!
 //! Keys and values on the command line are bytes as they stand, or, with `--escaped`, as `scan`
 //! prints them. In a keyspace whose merge operator works on numbers, values are written and
@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use esker::{Append, Counter, Db, Keyspace, KeyspaceOptions, Max, Min, tools};
+use esker::{Append, Counter, Db, Keyspace, KeyspaceOptions, Max, Min, ShardedDb, tools};
 
 use crate::failure::{Failure, Result};
 use crate::text::unescape;
@@ -126,6 +126,20 @@ pub struct Scan {
 pub struct Stats {
     /// The database's directory
     dir: PathBuf,
+}
+
+/// Copy a database, of one or of several shards, to a new directory
+///
+/// Tables get a second name there instead of a copy where the file system has such, so that it takes
+/// little time and space. The copy is complete or, after a crash, not there. A program that has the
+/// database open makes one with Db::checkpoint.
+#[derive(Args)]
+#[command(after_help = "Example:\n  esker checkpoint data backups/monday")]
+pub struct Checkpoint {
+    /// The database's directory
+    dir: PathBuf,
+    /// The directory to make; it must not be there
+    target: PathBuf,
 }
 
 /// Print any file of a database as text
@@ -305,6 +319,21 @@ impl Stats {
         let text = db.stats().to_string();
         let mut out = io::stdout().lock();
         writeln!(out, "{}", text.trim_end())?;
+        Ok(db.close()?)
+    }
+}
+
+impl Checkpoint {
+    /// Makes the copy.
+    pub fn run(self) -> Result<()> {
+        check_directory(&self.dir)?;
+        if self.dir.join("SHARDS").exists() {
+            let db = ShardedDb::builder(&self.dir).create(false).open()?;
+            db.checkpoint(&self.target)?;
+            return Ok(db.close()?);
+        }
+        let db = open(&self.dir, false)?;
+        db.checkpoint(&self.target)?;
         Ok(db.close()?)
     }
 }

@@ -3,13 +3,12 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::file::LOST;
 use crate::fs::{self, File, Fs};
 
-/// A file is copied, where it cannot be linked, in pieces of so many bytes.
+/// Files are compared in pieces of so many bytes.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Gives each of these files of `dir` a name in `dir/lost` too, and makes it durable. A file that is
@@ -43,7 +42,10 @@ fn keep_one(fs: &dyn Fs, from: &Path, lost: &Path, name: &str) -> Result<()> {
                 to = lost.join(format!("{name}.{attempt}"));
             }
             // Some file systems have no second names.
-            Err(_) => return copy(fs, from, &to).map_err(|e| Error::io("copy", from, e)),
+            Err(_) => {
+                let copied = fs::copy(fs, from, &to, "lost.sync");
+                return copied.map_err(|e| Error::io("copy", from, e));
+            }
         }
     }
     unreachable!("a number is free before 2^31 files are")
@@ -64,19 +66,6 @@ fn same(fs: &dyn Fs, a: &Path, b: &Path) -> io::Result<bool> {
         at += PIECE_BYTES as u64;
     }
     Ok(true)
-}
-
-fn copy(fs: &dyn Fs, from: &Path, to: &Path) -> io::Result<()> {
-    let from = fs.open(from)?;
-    let to: Arc<dyn File> = fs.create(to)?;
-    let len = from.len()?;
-    let mut at = 0;
-    while at < len {
-        to.write_at(at, &piece(&*from, at, len)?)?;
-        at += PIECE_BYTES as u64;
-    }
-    let _site = fs::site("lost.sync");
-    to.sync()
 }
 
 fn piece(file: &dyn File, at: u64, len: u64) -> io::Result<Vec<u8>> {

@@ -5,8 +5,9 @@
 //! A damaged last record, the one thing that recovery cuts without proof, therefore never leaves a
 //! database without its files.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::error::{DegradedCause, Error, Result};
 use crate::file::{FileKind, FileNumber};
@@ -34,6 +35,8 @@ pub(crate) struct Catalog {
     record_count: u64,
     /// Superfluous files, with the record count after which they were.
     obsolete: Vec<(u64, PathBuf)>,
+    /// Files that somebody is about to link or to copy.
+    held: Vec<Weak<BTreeSet<PathBuf>>>,
 }
 
 impl Catalog {
@@ -59,6 +62,7 @@ impl Catalog {
             growth_bytes_max,
             record_count: 1,
             obsolete: Vec::new(),
+            held: Vec::new(),
         })
     }
 
@@ -134,15 +138,25 @@ impl Catalog {
         self.obsolete.push((self.record_count, path));
     }
 
+    /// Keeps these files from being removed, as long as the set lives.
+    pub fn hold(&mut self, files: &Arc<BTreeSet<PathBuf>>) {
+        self.held.push(Arc::downgrade(files));
+    }
+
     /// True if files wait for a later record before they are removed.
     pub fn has_obsolete(&self) -> bool {
-        !self.obsolete.is_empty()
+        let held: Vec<_> = self.held.iter().filter_map(Weak::upgrade).collect();
+        self.obsolete.iter().any(|(_, path)| !held.iter().any(|files| files.contains(path)))
     }
 
     /// Takes the files that may be removed now.
     pub fn take_removable(&mut self) -> Vec<PathBuf> {
         let record_count = self.record_count;
-        let removable = |(at, _): &mut (u64, PathBuf)| *at < record_count;
+        self.held.retain(|files| files.strong_count() > 0);
+        let held: Vec<_> = self.held.iter().filter_map(Weak::upgrade).collect();
+        let removable = |(at, path): &mut (u64, PathBuf)| {
+            *at < record_count && !held.iter().any(|files| files.contains(path))
+        };
         self.obsolete.extract_if(.., removable).map(|(_, path)| path).collect()
     }
 

@@ -20,8 +20,8 @@ use crate::db::open::{self, Found, Prepared};
 use crate::db::resources::Resources;
 use crate::db::snapshot::Snapshot;
 use crate::error::{Error, Result};
-use crate::file::{Lsn, ShardNumber};
-use crate::fs::Fs;
+use crate::file::{self, FileKind, FileNumber, Lsn, ShardNumber};
+use crate::fs::{Fs, site};
 use crate::key::SeqNo;
 use crate::options::{Durability, Options, Recovery};
 use crate::tree::Tree;
@@ -50,8 +50,9 @@ pub(crate) struct JointPart<'a> {
 
 /// Opens all shards of a database, or such that are new, and creates those that are not there.
 ///
-/// Nothing is changed before all are locked and their logs read. Then they are recovered one after
-/// the other; a crash in between leads to the same state.
+/// Nothing is changed before all are locked and their logs read. The logs that have parts of joint
+/// commits are synced. Then the shards are recovered one after the other; a crash in between leads to
+/// the same state, but for commits that are in no other shard and were not yet on the disk.
 ///
 /// # Errors
 /// As [`Db::open`], of whichever shard; `Corruption` too if a log names a shard that is not among
@@ -99,6 +100,26 @@ pub(crate) fn open_shards(
     engines.into_iter().zip(shards).map(start).collect()
 }
 
+/// Makes the log of a shard durable from this file on. What a kill has left of it may be in the kernel's
+/// memory only: power loss must not take a part of a joint commit that another shard, which is
+/// recovered before this one, then has in tables.
+fn sync_log(fs: &dyn Fs, dir: &Path, from: FileNumber) -> Result<()> {
+    let names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
+    let numbers = names.iter().filter_map(|name| match file::parse_name(name) {
+        Some((FileKind::Log, number)) if number >= from => Some(number),
+        _ => None,
+    });
+    let mut numbers: Vec<FileNumber> = numbers.collect();
+    numbers.sort_unstable();
+    for number in numbers {
+        let path = FileKind::Log.path(dir, number);
+        let log = fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
+        let _site = site("open.joint.sync");
+        log.sync().map_err(|e| Error::io("sync", &path, e))?;
+    }
+    Ok(())
+}
+
 /// Where the replay of each shard is to end.
 fn find_cuts(
     fs: &dyn Fs,
@@ -108,7 +129,11 @@ fn find_cuts(
 ) -> Result<Vec<Lsn>> {
     let mut logs = Vec::with_capacity(shards.len());
     for (ShardDir { dir, .. }, prepared) in shards.iter().zip(prepared) {
-        logs.push(open::read_joint_log(fs, dir, recovery, &prepared.state)?);
+        let log = open::read_joint_log(fs, dir, recovery, &prepared.state)?;
+        if !log.parts.is_empty() {
+            sync_log(fs, dir, prepared.state.replay_log())?;
+        }
+        logs.push(log);
     }
     let is_void: Vec<_> = prepared.iter().map(|p| |lsn| p.state.is_void(lsn)).collect();
     let found = |index: usize| {
@@ -283,8 +308,9 @@ mod tests {
     use crate::error::ErrorKind;
     use crate::fs::fault::{Fault, FaultFs, FaultKind};
     use crate::fs::intercept::Select;
-    use crate::fs::sim::{SimFs, Survival};
+    use crate::fs::sim::{Phase, SimFs, Survival};
     use crate::runtime::Runtime;
+    use crate::write::closing::Peer;
 
     struct Shards {
         joints: Arc<Joints>,
@@ -345,6 +371,74 @@ mod tests {
             };
             self.dbs.iter().map(|db| db.iter().map(entry).collect()).collect()
         }
+    }
+
+    /// Bug: now and then a core was busy with syncs of nothing. Cause: a shard is asked to sync its part
+    /// of a joint commit as soon as another one's is published; where its own was not yet, the syncer
+    /// synced what there was, again and again. Fix: it waits until the part is published.
+    #[test]
+    fn a_sync_that_is_asked_for_before_the_publication_waits_for_it() {
+        let fs = SimFs::default();
+        let shards = Shards::open(&fs, 2);
+        shards.put(&[0, 1], "a", "1", Durability::Disk);
+        let pipeline = shards.dbs[1].engine().pipeline.clone();
+        pipeline.wait_durable(pipeline.ring.copied()).unwrap();
+        let syncs = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let counted = syncs.clone();
+        fs.on_call(Arc::new(move |_, phase, call| {
+            let is_sync = phase == Phase::Before && call.is_sync();
+            counted.fetch_add(u64::from(is_sync), Ordering::Relaxed);
+        }));
+        let to_come = Lsn(pipeline.ring.copied().0 + 16);
+        Peer::request(&*pipeline, to_come);
+        // A machine that is slow only does less in that time.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let before = syncs.load(Ordering::Relaxed);
+        assert!(before <= 2, "{before} syncs of nothing");
+        shards.dbs[1].put("b", "2").unwrap();
+        pipeline.wait_durable(to_come).unwrap();
+        assert!(syncs.load(Ordering::Relaxed) > before);
+        fs.clear_hook();
+    }
+
+    /// Bug: after a kill, and power loss in the middle of the open that followed, a commit over two shards
+    /// was in one of them only. Cause: the first shard had it in tables by then; the second one's part
+    /// was in a log that was never synced. Fix: logs with such parts are synced before any recovery.
+    #[test]
+    fn power_loss_in_the_recovery_after_a_kill_leaves_joint_commits_whole() {
+        let fs = SimFs::default();
+        let shards = Shards::open(&fs, 3);
+        for n in 0..6 {
+            let among: &[usize] = [&[0, 1][..], &[1, 2], &[0, 1, 2]][n % 3];
+            shards.put(among, &format!("k{n}"), "x", Durability::Process);
+        }
+        let disk = fs.snapshot().kill();
+        drop(shards);
+        let images = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let sink = images.clone();
+        disk.on_call(Arc::new(move |disk, phase, call| {
+            if phase != Phase::Before && call.changes() {
+                sink.lock().push((call.to_string(), disk.snapshot()));
+            }
+        }));
+        drop(Shards::open(&disk, 3));
+        disk.clear_hook();
+        let mut found_some = false;
+        for (call, image) in &*images.lock() {
+            for survival in image.survivals(0, 2, 1) {
+                let contents = Shards::open(&image.crash(&survival), 3).contents();
+                for n in 0..6 {
+                    let among: &[usize] = [&[0, 1][..], &[1, 2], &[0, 1, 2]][n % 3];
+                    let key = format!("k{n}");
+                    let there = among.iter().filter(|shard| contents[**shard].contains_key(&key));
+                    let there = there.count();
+                    found_some |= there > 0;
+                    let whole = there == 0 || there == among.len();
+                    assert!(whole, "{key} in {there} of {among:?}, after {call}, {survival:?}");
+                }
+            }
+        }
+        assert!(found_some);
     }
 
     #[test]

@@ -56,8 +56,12 @@ impl KeyspaceOptions {
         Ok(KeyspaceOptions { operator: tree.operator().cloned() })
     }
 
+    pub(crate) fn operator(&self) -> Option<&dyn MergeOperator> {
+        self.operator.as_deref()
+    }
+
     pub(crate) fn operator_name(&self) -> Option<&str> {
-        self.operator.as_deref().map(MergeOperator::name)
+        self.operator().map(MergeOperator::name)
     }
 
     /// `merge` folds operands with this operator. Its name is persisted, and checked whenever the

@@ -13,13 +13,14 @@
 //! - `resources`: [`Resources`], what several databases share; `crew`: its threads.
 //! - `engine`: what the handles share. `open`: from a directory to an engine. `replayed`: what it
 //!   reads of the log. `aside`: keeping what
-//!   a salvage goes on without. `catalog`: the
+//!   a salvage goes on without. `checkpoint`: a copy of everything at one moment. `catalog`: the
 //!   manifest in use. `worker`: what there is to do in the background. `jobs`: how it is done. `view_model`: what readers see
 //!   while views are replaced, in schedules that shuttle tries.
 
 pub(crate) mod aside;
 pub(crate) mod batch;
 pub(crate) mod catalog;
+pub(crate) mod checkpoint;
 pub(crate) mod crew;
 pub(crate) mod cut;
 pub(crate) mod engine;
@@ -62,6 +63,7 @@ use crate::manifest::edit::Edit;
 use crate::options::{Compression, Durability, Filter, Options, ReadMode, Recovery, TokenWindow};
 use crate::runtime::{Mutex, Runtime, Task};
 use crate::write::breaker::{BreakerState, BreakerWatch};
+use crate::write::closing::Joints;
 use crate::write::pressure::Pressure;
 
 /// An open database. Cheap to clone; all clones are the same database.
@@ -255,6 +257,30 @@ impl Db {
     /// `Degraded` if a sync fails: see [`Db::breaker`].
     pub fn sync(&self) -> Result<()> {
         self.engine().sync()
+    }
+
+    /// Makes a copy of the database as it is now, in the new directory `target`: complete, durable, and
+    /// opened like any other. Reads and writes go on meanwhile.
+    ///
+    /// Tables are not copied but get a second name there, so that it takes little time and space; on
+    /// another file system they are copied. What is in memory is written as tables. Events that an
+    /// ingest queue has taken and not yet applied are not in it.
+    ///
+    /// After a crash `target` is there wholly or not at all. What is left of an attempt is called
+    /// `target` with `.checkpoint.tmp`; the next one removes it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if `target` exists; `Locked` while another checkpoint of this name is made;
+    /// `NoSpace` or `Io`: there is no checkpoint then, or if the last sync failed perhaps a complete one.
+    /// The database is as it was.
+    pub fn checkpoint(&self, target: impl AsRef<Path>) -> Result<()> {
+        let target = target.as_ref();
+        let write = |dir: &Path| {
+            let captured = checkpoint::capture(&Joints::default(), std::iter::once(self))?;
+            captured.iter().try_for_each(|captured| captured.write(dir))
+        };
+        checkpoint::build(&*self.engine().fs, target, write)
+            .map_err(|error| error.context(format!("checkpoint {}", target.display())))
     }
 
     /// Whether writes are taken, and if not, why not.

@@ -305,6 +305,11 @@ impl<I: Interceptor> Fs for Intercepted<I> {
         self.act(&call, || self.inner().remove(path), nothing, never)
     }
 
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let call = self.call("remove_dir", dir);
+        self.act(&call, || self.inner().remove_dir(dir), nothing, never)
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let call = self.call("list", dir);
         self.fetch(&call, || self.inner().list(dir))

@@ -126,6 +126,8 @@ pub trait Fs: Send + Sync + fmt::Debug + 'static {
     fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a name. Durable only after [`Fs::sync_dir`].
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory without entries. Durable only after [`Fs::sync_dir`] of its parent.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
     /// The names in a directory, in no order, without "." and "..".
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Creates a directory and its parents where they are missing, durably in their parents.
@@ -227,6 +229,35 @@ pub(crate) fn map_log(file: &dyn File) -> io::Result<(Bytes, u64)> {
     match bytes.len() as u64 == len {
         true => Ok((bytes, zeros_from)),
         false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Copies a file; the copy, which must not be there yet, is synced at the site of this name, and its
+/// directory is not.
+///
+/// # Errors
+/// Those of the file system.
+pub(crate) fn copy(fs: &dyn Fs, from: &Path, to: &Path, sync_site: &'static str) -> io::Result<()> {
+    let (from, to) = (fs.open(from)?, fs.create(to)?);
+    let len = from.len()?;
+    to.allocate(len)?;
+    let mut at = 0;
+    while at < len {
+        let mut piece = vec![0; (len - at).min(PIECE_BYTES) as usize];
+        from.read_at(&mut piece, at)?;
+        to.write_at(at, &piece)?;
+        at += PIECE_BYTES;
+    }
+    let _site = site(sync_site);
+    to.sync()
+}
+
+/// The directory that an entry is in.
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        Some(_) => Path::new("."),
+        None => path,
     }
 }
 

@@ -21,14 +21,14 @@
 use std::fs::{File as OsFile, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::{Advice, Mmap, MmapRaw};
 use rustix::fs::{FallocateFlags, SeekFrom};
 
-use crate::fs::{File, Fs, Lock, LogRegion};
+use crate::fs::{File, Fs, Lock, LogRegion, parent_of};
 
 /// The operating system's files.
 #[derive(Debug)]
@@ -107,6 +107,10 @@ impl Fs for RealFs {
         std::fs::remove_file(path)
     }
 
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        std::fs::remove_dir(dir)
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(dir)? {
@@ -120,20 +124,20 @@ impl Fs for RealFs {
         let mut missing = Vec::new();
         let mut existing = dir.to_path_buf();
         while !existing.is_dir() {
-            let parent = parent_of(&existing);
+            let parent = parent_of(&existing).to_path_buf();
             missing.push(std::mem::replace(&mut existing, parent));
         }
         // The deepest directory that exists may be the unfinished work of a process that was
         // killed between making it and syncing its parent. Where the parent may not be read, we
         // cannot have been the ones.
-        match self.sync_dir(&parent_of(&existing)) {
+        match self.sync_dir(parent_of(&existing)) {
             Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(e),
             _ => {}
         }
         for dir in missing.into_iter().rev() {
             match std::fs::create_dir(&dir) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                _ => self.sync_dir(&parent_of(&dir))?,
+                _ => self.sync_dir(parent_of(&dir))?,
             }
         }
         Ok(())
@@ -180,14 +184,6 @@ fn is_named(file: &OsFile, path: &Path) -> io::Result<bool> {
         Ok(named) => Ok((named.dev(), named.ino()) == (open.dev(), open.ino())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
-    }
-}
-
-fn parent_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-        Some(_) => PathBuf::from("."),
-        None => path.to_path_buf(),
     }
 }
 

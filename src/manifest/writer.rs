@@ -309,6 +309,10 @@ pub(crate) mod tests {
             unreachable!("manifests are not linked")
         }
 
+        fn remove_dir(&self, _: &Path) -> io::Result<()> {
+            unreachable!("the directory stays")
+        }
+
         fn create_dir_all(&self, _: &Path) -> io::Result<()> {
             unreachable!("the caller makes the directory")
         }

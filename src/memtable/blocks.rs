@@ -60,8 +60,7 @@ impl Blocks {
     /// True if a memtable with so many bytes of leaves is large enough for a chunk of blocks.
     pub fn are_worth(&self, leaves_bytes: usize) -> bool {
         let chunk_bytes = self.pool.chunk_bytes();
-        chunk_bytes >= CHUNK_BYTES_MIN
-            && (self.held_bytes() > 0 || leaves_bytes >= chunk_bytes / 4)
+        chunk_bytes >= CHUNK_BYTES_MIN && (self.held_bytes() > 0 || leaves_bytes >= chunk_bytes / 4)
     }
 
     /// A block of `bytes`, a multiple of 64 and always the same for this `size`, aligned to 64. It

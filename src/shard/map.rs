@@ -38,8 +38,6 @@ use crate::coding::{DecodeError, Decoded, Decoder, put_bytes, put_varint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::slots::{self, ShardIndex, Slot, SlotSet};
 
-/// Name of the file in the root directory.
-pub(crate) const SHARDS: &str = "SHARDS";
 /// Slots of a database whose owner says nothing else.
 pub(crate) const SLOTS_DEFAULT: usize = 1024;
 /// The most slots that a database may have.
@@ -387,6 +385,7 @@ fn text(decoder: &mut Decoder<'_>) -> Decoded<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file::SHARDS;
 
     fn full() -> SlotMap {
         let directories = vec!["shard-000".to_string(), "/disk/é".to_string(), "c".to_string()];

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::checksum::{Checksum, FileId};
 use crate::error::{Error, Result};
-use crate::file::{SHARD_MARK, TEMPORARY_ENDING};
+use crate::file::{SHARD_MARK, SHARDS, TEMPORARY_ENDING};
 use crate::fs::{self, Fs};
-use crate::shard::map::{SHARDS, SlotMap};
+use crate::shard::map::SlotMap;
 use crate::shard::slots::ShardIndex;
 
 /// The file `SHARDS` of a root directory.

@@ -17,10 +17,12 @@ use crate::db::joint::{self, ShardDir};
 use crate::db::open::{DEFAULT_KEYSPACE, no_database, take_lock};
 use crate::db::resources::Resources;
 use crate::error::{Error, Result};
-use crate::file::{CURRENT, FileId, LOCK, SHARD_MARK, ShardNumber, TEMPORARY_ENDING};
+use crate::file::{
+    CURRENT, FileId, LOCK, SHARD_MARK, SHARD_PREFIX, SHARDS, ShardNumber, TEMPORARY_ENDING,
+};
 use crate::fs::Fs;
 use crate::options::Options;
-use crate::shard::map::{SHARDS, SHARDS_MAX, SLOTS_MAX, SlotMap};
+use crate::shard::map::{SHARDS_MAX, SLOTS_MAX, SlotMap};
 use crate::shard::map_file::{MapFile, NotStored, has_mark, put_mark};
 use crate::shard::partition::Partition;
 use crate::shard::root::{Parts, Root};
@@ -111,9 +113,6 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<bool> {
         None => Ok(false),
     }
 }
-
-/// What the names of directories of shards begin with that lie in the root directory.
-const SHARD_PREFIX: &str = "shard-";
 
 /// The directory of a shard for which none was chosen.
 pub(crate) fn default_directory(shard: usize) -> String {

@@ -103,6 +103,14 @@ impl Partition {
         Ok((key::hash(self.of(key)?) % slot_count as u64) as Slot)
     }
 
+    /// What parts the deciding part of a key from the rest, if one byte does.
+    pub(crate) fn separator(&self) -> Option<u8> {
+        match self.0 {
+            Kind::Before(separator) => Some(separator),
+            Kind::WholeKey | Kind::By(..) => None,
+        }
+    }
+
     /// The slot of all keys that begin with `prefix`, if that is known to be one.
     pub(crate) fn slot_of_prefix(&self, prefix: &[u8], slot_count: usize) -> Option<Slot> {
         let Kind::Before(separator) = &self.0 else { return None };

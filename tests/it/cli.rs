@@ -56,6 +56,39 @@ impl Place {
 }
 
 #[test]
+fn a_checkpoint_is_a_database_of_its_own() {
+    let place = Place::new();
+    place.ok(&["put", "data", "a", "1", "--create"]);
+    place.ok(&["merge", "data", "n", "5", "--keyspace", "c", "--operator", "counter", "--create"]);
+    assert_eq!(place.ok(&["checkpoint", "data", "copy"]), b"");
+    place.ok(&["put", "data", "a", "2"]);
+    place.ok(&["put", "copy", "b", "3"]);
+    assert_eq!(place.ok(&["get", "copy", "a"]), b"1");
+    assert_eq!(place.ok(&["get", "copy", "n", "--keyspace", "c"]), b"5");
+    assert_eq!(place.ok(&["get", "data", "a"]), b"2");
+    place.fails(1, &["get", "data", "b"]);
+    let text = place.fails(1, &["checkpoint", "data", "copy"]);
+    assert!(text.contains("copy exists"), "{text}");
+    let text = place.fails(1, &["checkpoint", "nothing", "other"]);
+    assert!(text.contains("no such directory"), "{text}");
+    assert!(!place.path().join("other").exists() && !place.path().join("nothing").exists());
+    // Right after it was made there is no log yet.
+    place.ok(&["checkpoint", "data", "again"]);
+    place.ok(&["verify", "again"]);
+
+    let (dir, copy) = (place.path().join("shards"), place.path().join("shards-copy"));
+    let db = esker::ShardedDb::builder(&dir).shards(3).open().unwrap();
+    (0..100).for_each(|n| db.put(format!("k{n}"), "x").unwrap());
+    db.close().unwrap();
+    place.ok(&["checkpoint", "shards", "shards-copy"]);
+    for shard in 0..3 {
+        place.ok(&["verify", &format!("shards-copy/shard-00{shard}")]);
+    }
+    let copied = esker::ShardedDb::builder(&copy).create(false).open().unwrap();
+    assert_eq!((copied.shard_count(), copied.iter().count()), (3, 100));
+}
+
+#[test]
 fn values_come_back_as_they_were_put() {
     let place = Place::new();
     place.ok(&["put", "data", "greeting", "hello", "--create"]);
@@ -384,6 +417,35 @@ fn bench_draws_what_becomes_of_too_much() {
     assert!(object["retries"].as_u64() >= object["retries_let_in"].as_u64(), "{object}");
     let plot = std::fs::read_to_string(place.path().join("plot.svg")).unwrap();
     assert!(["offered", "accepted", "sustained", "longest wait"].iter().all(|w| plot.contains(w)));
+}
+
+#[test]
+fn bench_splits_a_database_under_a_skewed_load() {
+    let place = Place::new();
+    let args = ["bench", "splitting", "--duration", "4", "--records", "5000", "--json"];
+    let objects = objects(&place.ok_text(&[&args[..], &["--plot", "plot.svg"]].concat()));
+    let phases: Vec<_> = objects.iter().map(|object| object["phase"].as_str().unwrap()).collect();
+    assert!(phases.starts_with(&["before", "during"]), "{phases:?}");
+    for object in &objects {
+        assert!(object["puts"].as_u64() > Some(0), "{object}");
+        assert!((0.25..=1.0).contains(&object["heaviest_share"].as_f64().unwrap()), "{object}");
+    }
+    let moved: u64 = objects.iter().map(|object| object["slots_moved"].as_u64().unwrap()).sum();
+    assert!(moved > 0, "{objects:?}");
+    let plot = std::fs::read_to_string(place.path().join("plot.svg")).unwrap();
+    assert!(["all shards", "shard 0", "shard 3"].iter().all(|name| plot.contains(name)));
+}
+
+#[test]
+fn bench_measures_shards_writers_and_batches() {
+    let place = Place::new();
+    let args = ["bench", "sharding", "--duration", "0.03", "--records", "5000", "--json"];
+    let objects = objects(&place.ok_text(&args));
+    // Of each durability: four numbers of shards by four of writers, and four of batches.
+    assert_eq!(objects.len(), 2 * (16 + 4));
+    let batches = objects.iter().filter(|object| object["batch_shards"].is_u64());
+    assert_eq!(batches.clone().count(), 8);
+    assert!(batches.clone().all(|object| object["batches"].as_u64() > Some(0)), "{objects:?}");
 }
 
 /// Ctrl-C ends a bench and leaves nothing behind.

@@ -15,6 +15,8 @@ mod batcher;
 mod coalescer;
 #[path = "../../examples/counters.rs"]
 mod counters;
+#[path = "../../examples/hot_counters.rs"]
+mod hot_counters;
 #[path = "../../examples/http.rs"]
 pub mod http;
 #[path = "../../examples/idempotent.rs"]
@@ -48,6 +50,11 @@ fn batch_runs() {
 #[test]
 fn async_commits_runs() {
     async_commits::main().unwrap();
+}
+
+#[test]
+fn hot_counters_runs() {
+    hot_counters::main().unwrap();
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "testing")]
 mod bad_input;
+#[cfg(feature = "testing")]
+mod checkpoint;
 #[cfg(feature = "cli")]
 mod cli;
 #[cfg(feature = "testing")]

@@ -262,6 +262,11 @@ impl Fs for SimFs {
         self.perform(&call, || self.change(|state| state.remove(path)))
     }
 
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let call = self.call("remove_dir", dir);
+        self.perform(&call, || self.change(|state| state.remove_dir(dir)))
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let call = self.call("list", dir);
         self.perform(&call, || {

@@ -281,6 +281,16 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn remove_dir(&mut self, path: &Path) -> io::Result<()> {
+        let number = self.dir(path)?;
+        if !self.dirs[&number].live.is_empty() {
+            return error(io::ErrorKind::DirectoryNotEmpty);
+        }
+        let (dir, name) = self.place(path)?;
+        self.affect_names(dir, DirEffect::Unlink { name });
+        Ok(())
+    }
+
     pub(super) fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
         let dir = self.dir(path)?;
         let dir = Arc::make_mut(self.dirs.get_mut(&dir).expect("a directory that was found"));

@@ -192,6 +192,7 @@ pub enum Operation {
     Settle,
     Sync,
     Reshard(Reshard),
+    Checkpoint,
     CreatePassing,
     DropPassing,
     Reopen(Leave),
@@ -218,7 +219,7 @@ impl Draw {
     }
 
     fn operation(&mut self) -> Operation {
-        match self.rng.u8(..206) {
+        match self.rng.u8(..208) {
             0..70 => Operation::Write(self.write()),
             70..74 => Operation::TryWrite(self.write()),
             74..92 => self.batch(),
@@ -240,7 +241,8 @@ impl Draw {
             194..196 => Operation::DropPassing,
             196..198 => Operation::Reopen(Leave::Close),
             198..200 => Operation::Reopen(Leave::Drop),
-            _ => Operation::Reshard(self.reshard()),
+            200..206 => Operation::Reshard(self.reshard()),
+            _ => Operation::Checkpoint,
         }
     }
 

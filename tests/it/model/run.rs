@@ -16,7 +16,7 @@ use esker::{Append, Counter, Durability, ErrorKind, KeyspaceOptions, Slice};
 
 use super::{Cursor, Db, Iter, Keyspace, KeyspaceSnapshot, Snapshot};
 use crate::model::operation::{
-    Commit, Ends, Key, Leave, Move, Operation, Range, Read, SPACES, Space, When, Write,
+    Commit, Ends, Key, Leave, Move, Operation, Range, Read, Reshard, SPACES, Space, When, Write,
 };
 use crate::model::setting::{Failure, Setting, Tally};
 
@@ -90,6 +90,7 @@ struct Run {
     /// A handle to `Passing` from before it was dropped.
     stale: Option<Keyspace>,
     creations: u32,
+    checkpoints: u32,
     now: Moment,
     snapshots: Vec<(Snapshot, Moment)>,
     cursors: Vec<HeldCursor>,
@@ -123,6 +124,7 @@ pub fn run(
         spaces: Default::default(),
         stale: None,
         creations: 0,
+        checkpoints: 0,
         now: Moment::default(),
         snapshots: Vec::new(),
         cursors: Vec::new(),
@@ -200,6 +202,7 @@ impl Run {
             Operation::Settle => Ok(self.db().settle()?),
             Operation::Sync => Ok(self.db().sync()?),
             Operation::Reshard(reshard) => Ok(super::reshard(self.db(), *reshard)?),
+            Operation::Checkpoint => self.checkpoint(),
             Operation::CreatePassing => self.create_passing(),
             Operation::DropPassing => self.drop_passing(),
             Operation::Reopen(leave) => {
@@ -213,7 +216,7 @@ impl Run {
     // Life.
 
     fn open(&mut self) -> Outcome {
-        let db = super::open(self.fs.clone(), self.runtime.clone(), &self.setting)?;
+        let db = super::open(self.fs.clone(), self.runtime.clone(), &self.setting, "/db")?;
         for space in SPACES {
             let exists = space != Space::Passing || self.now.passing.is_some();
             let open = || db.keyspace(name(space), key_options(space));
@@ -245,6 +248,31 @@ impl Run {
         self.spaces = Default::default();
         self.stale = None;
         Ok(())
+    }
+
+    /// Makes a checkpoint, which has what there is now, and goes its own way from then on.
+    fn checkpoint(&mut self) -> Outcome {
+        self.checkpoints += 1;
+        let dir = format!("/checkpoint-{}", self.checkpoints);
+        self.db().checkpoint(&dir)?;
+        let copy = super::open(self.fs.clone(), self.runtime.clone(), &self.setting, &dir)?;
+        expect(copy.keyspace_names(), self.db().keyspace_names(), "names in a checkpoint")?;
+        for pass in 0..2 {
+            for space in SPACES.into_iter().filter(|s| self.spaces[*s as usize].is_some()) {
+                let keyspace = copy.keyspace(name(space), key_options(space))?;
+                let found = keyspace.iter().map(|entry| {
+                    let (key, value) = entry?;
+                    Ok((key.to_vec(), value.to_vec()))
+                });
+                let found = found.collect::<esker::Result<BTreeMap<_, _>>>()?;
+                let contents = &self.now.contents[space as usize];
+                expect(&found, &**contents, format!("{space:?} in a checkpoint, pass {pass}"))?;
+            }
+            // What was under way goes on there.
+            super::reshard(&copy, Reshard::Wait)?;
+        }
+        copy.put("only in the copy", "x")?;
+        Ok(copy.close()?)
     }
 
     fn create_passing(&mut self) -> Outcome {

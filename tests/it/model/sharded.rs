@@ -16,8 +16,8 @@ use super::setting::Setting;
 #[expect(clippy::duplicate_mod, reason = "the same sequences, on the same verbs of another type")]
 pub mod run;
 
-fn open(fs: SimFs, runtime: Runtime, setting: &Setting) -> esker::Result<Db> {
-    let builder = Db::builder("/db").options(setting.options.clone());
+fn open(fs: SimFs, runtime: Runtime, setting: &Setting, dir: &str) -> esker::Result<Db> {
+    let builder = Db::builder(dir).options(setting.options.clone());
     builder.shards(setting.shards).slots(32).open_on(Arc::new(fs), runtime)
 }
 

@@ -12,8 +12,8 @@ use super::setting::Setting;
 #[path = "run.rs"]
 pub mod run;
 
-fn open(fs: SimFs, runtime: Runtime, setting: &Setting) -> esker::Result<Db> {
-    Db::open_on(Arc::new(fs), runtime, "/db", setting.options.clone())
+fn open(fs: SimFs, runtime: Runtime, setting: &Setting, dir: &str) -> esker::Result<Db> {
+    Db::open_on(Arc::new(fs), runtime, dir, setting.options.clone())
 }
 
 /// Flushes and compactions so far.

@@ -1,5 +1,6 @@
 //! Real processes that come to an unkind end: killed at random moments (`kill`), killed at a chosen
-//! system call or given failing ones (`calls`), their disk cut off (`power`). Reopened and checked,
+//! system call or given failing ones (`calls`), their disk cut off (`power`); and one over shards that
+//! are split (`split`). Reopened and checked,
 //! round after round on one database.
 //!
 //! The child is this test binary again. Each of its eight threads repeats numbered steps; what step
@@ -16,6 +17,7 @@
 mod calls;
 mod kill;
 mod power;
+mod split;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -333,6 +335,23 @@ impl Rounds {
 
     /// The child, run by this command if one is given.
     fn start(&self, wrapper: &[&str], steps: Option<u64>, by_calls: bool) -> Child {
+        let mut settings = Vec::new();
+        if self.sealed {
+            settings.push((SEALED, "1".to_string()));
+        }
+        if by_calls {
+            settings.push((BY_CALLS, "1".to_string()));
+        }
+        settings.extend(steps.map(|steps| (STEPS, steps.to_string())));
+        self.spawn("process::writers", wrapper, settings)
+    }
+
+    /// The child in another role.
+    fn start_as(&self, role: &str) -> Child {
+        self.spawn(role, &[], Vec::new())
+    }
+
+    fn spawn(&self, role: &str, wrapper: &[&str], settings: Vec<(&str, String)>) -> Child {
         let stderr = File::create(self.home.path().join("stderr")).unwrap();
         let program = std::env::current_exe().unwrap();
         let mut command = match wrapper {
@@ -344,21 +363,13 @@ impl Rounds {
             }
         };
         command
-            .args(["--exact", "process::writers", "--ignored", "--nocapture"])
+            .args(["--exact", role, "--ignored", "--nocapture"])
             .env(HOME, self.home.path())
             .env(DATABASE, &self.dir)
+            .envs(settings)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(stderr);
-        if self.sealed {
-            command.env(SEALED, "1");
-        }
-        if by_calls {
-            command.env(BY_CALLS, "1");
-        }
-        if let Some(steps) = steps {
-            command.env(STEPS, steps.to_string());
-        }
         command.spawn().unwrap()
     }
 

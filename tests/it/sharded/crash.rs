@@ -10,10 +10,17 @@
 //!    beside a move.
 //! 4. If a step is not there, no later one of the same shard alone is.
 //! 5. Scans find each key once, in order; and all of it is the same once the moves that were under way
-//!    have been carried through, and after another open.
+//!    have been carried through, after another open, and after a crash at any call of the recovery and of
+//!    these moves.
+//!
+//! `ESKER_CRASH_SEED` is the first seed, `ESKER_SHARDED_SECONDS` says for how long others are tried, and
+//! `ESKER_SHARDED_EVERY` how many calls lie between two moments that are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use esker::fs::sim::{Image, Phase, SimFs, Survival};
 use esker::runtime::{Runtime, yield_point};
@@ -22,16 +29,16 @@ use esker::{Counter, Durability, ShardedDb};
 use super::{builder, counters};
 use crate::settings;
 
-const STEPS: u64 = 26;
+pub const STEPS: u64 = 26;
 
 #[derive(Clone, Default)]
-struct Promise {
+pub struct Promise {
     /// Steps that a kill must leave.
-    acknowledged: BTreeSet<u64>,
+    pub acknowledged: BTreeSet<u64>,
     /// Steps that a power cut must leave.
-    durable: BTreeSet<u64>,
+    pub durable: BTreeSet<u64>,
     /// The shard of each step of one shard.
-    homes: BTreeMap<u64, usize>,
+    pub homes: BTreeMap<u64, usize>,
 }
 
 struct Moment {
@@ -40,7 +47,7 @@ struct Moment {
     promise: Promise,
 }
 
-fn keys_of(step: u64) -> Vec<String> {
+pub fn keys_of(step: u64) -> Vec<String> {
     match step % 3 {
         0 => vec![format!("k{step}")],
         _ => (0..3).map(|part| format!("k{step}-{part}")).collect(),
@@ -104,7 +111,7 @@ fn moments(shards: usize, seed: u64) -> Vec<Moment> {
 }
 
 /// The steps that are there, and what is wrong.
-fn check(db: &ShardedDb, promise: &Promise, killed: bool) -> Result<BTreeSet<u64>, String> {
+pub fn check(db: &ShardedDb, promise: &Promise, killed: bool) -> Result<BTreeSet<u64>, String> {
     let mut found: BTreeMap<String, String> = BTreeMap::new();
     let mut last = None;
     for entry in db.iter() {
@@ -155,43 +162,109 @@ fn check(db: &ShardedDb, promise: &Promise, killed: bool) -> Result<BTreeSet<u64
     Ok(steps)
 }
 
-fn crash(moment: &Moment, end: Option<&Survival>, shards: usize) -> Result<(), String> {
+/// What was tried.
+#[derive(Default)]
+struct Tried {
+    moments: usize,
+    crashes: AtomicU64,
+    /// Crashes of the recovery after a crash.
+    again: AtomicU64,
+}
+
+/// Opens what a crash has left and sees that it is as promised; `deep` crashes that in turn.
+fn crash(
+    moment: &Moment,
+    end: Option<&Survival>,
+    shards: usize,
+    deep: Option<&Tried>,
+) -> Result<(), String> {
     let disk = end.map_or_else(|| moment.image.kill(), |survival| moment.image.crash(survival));
-    let open = || {
+    let killed = end.is_none();
+    let open = |disk: &SimFs| {
         let db = builder(shards).open_on(Arc::new(disk.clone()), Runtime::threads());
         db.map_err(|error| format!("open: {error}"))
     };
-    let db = open()?;
-    let steps = check(&db, &moment.promise, end.is_none())?;
+    let images = Arc::new(Mutex::new(Vec::new()));
+    if deep.is_some() {
+        let sink = images.clone();
+        disk.on_call(Arc::new(move |disk: &SimFs, phase, call| {
+            if phase != Phase::Before && call.changes() {
+                sink.lock().unwrap().push((call.to_string(), disk.snapshot()));
+            }
+        }));
+    }
+    let db = open(&disk)?;
+    let steps = check(&db, &moment.promise, killed)?;
     db.wait_for_moves().map_err(|error| error.to_string())?;
+    disk.clear_hook();
     let same = |found: BTreeSet<u64>, when: &str| match found == steps {
         true => Ok(()),
         false => Err(format!("{when}: {found:?}, not {steps:?}")),
     };
-    same(check(&db, &moment.promise, end.is_none())?, "after the moves")?;
+    same(check(&db, &moment.promise, killed)?, "after the moves")?;
     db.put("after", "x").map_err(|error| error.to_string())?;
     db.delete("after").map_err(|error| error.to_string())?;
     drop(db);
-    same(check(&open()?, &moment.promise, end.is_none())?, "after another open")
+    same(check(&open(&disk)?, &moment.promise, killed)?, "after another open")?;
+    let Some(tried) = deep else { return Ok(()) };
+    let images = std::mem::take(&mut *images.lock().unwrap());
+    for (index, (call, image)) in images.iter().enumerate().step_by(AGAIN_EVERY) {
+        let survivals = image.survivals(0, 1, index as u64);
+        let survival = &survivals[index % survivals.len()];
+        for (disk, killed_again) in [(image.kill(), true), (image.crash(survival), false)] {
+            tried.again.fetch_add(1, Relaxed);
+            let when = format!("crashed again after {call}, {survival:?}");
+            let db = open(&disk).map_err(|error| format!("{when}: {error}"))?;
+            let found = check(&db, &moment.promise, killed && killed_again);
+            let found = found.map_err(|error| format!("{when}: {error}"))?;
+            // What a kill has left is not on the disk yet, so a power cut may take some of it.
+            if killed_again || !killed {
+                same(found, &when)?;
+            }
+        }
+    }
+    Ok(())
 }
 
+/// Of the calls of a recovery that is crashed again every so many-th is.
+const AGAIN_EVERY: usize = 23;
+/// And every so many-th recovery is.
+const DEEP_EVERY: u64 = 40;
+
 fn crash_everywhere(shards: usize) {
+    let first = settings::number("ESKER_CRASH_SEED").unwrap_or(1);
+    let seconds = settings::number("ESKER_SHARDED_SECONDS").unwrap_or(0);
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut tried = Tried::default();
+    for seed in first.. {
+        crash_seed(shards, seed, &mut tried);
+        if Instant::now() >= until {
+            break;
+        }
+    }
+    let (cases, again) = (tried.crashes.into_inner(), tried.again.into_inner());
+    println!("{shards} shards: {} moments, {cases} crashes, {again} in a row", tried.moments);
+    settings::tally(&[("crash cases of several shards", cases + again)]);
+    assert!(cases > 100 && again > 20, "{cases}, {again}");
+}
+
+fn crash_seed(shards: usize, seed: u64, tried: &mut Tried) {
     // Opening several engines with threads takes a while: a sample by default.
     let every = settings::number("ESKER_SHARDED_EVERY").unwrap_or(7) as usize;
-    let seed = settings::number("ESKER_CRASH_SEED").unwrap_or(1);
     let moments = moments(shards, seed);
-    let next = std::sync::atomic::AtomicUsize::new(seed as usize % every);
-    let cases = std::sync::atomic::AtomicU64::new(0);
+    tried.moments += moments.len();
+    let (tried, next) = (&*tried, AtomicUsize::new(seed as usize % every));
     std::thread::scope(|scope| {
         let work = || {
             loop {
-                let index = next.fetch_add(every, std::sync::atomic::Ordering::Relaxed);
+                let index = next.fetch_add(every, Relaxed);
                 let Some(moment) = moments.get(index) else { return };
                 let survivals = moment.image.survivals(0, 1, index as u64);
                 let sample = survivals.iter().skip(index % 3).step_by(3);
                 for end in [None].into_iter().chain(sample.map(Some)) {
-                    cases.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if let Err(text) = crash(moment, end, shards) {
+                    let count = tried.crashes.fetch_add(1, Relaxed);
+                    let deep = count.is_multiple_of(DEEP_EVERY).then_some(tried);
+                    if let Err(text) = crash(moment, end, shards, deep) {
                         let label = &moment.label;
                         panic!("{text}\nseed {seed}, moment {index}, after {label}\nend: {end:?}");
                     }
@@ -203,10 +276,6 @@ fn crash_everywhere(shards: usize) {
             .into_iter()
             .for_each(|worker| worker.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
     });
-    let cases = cases.into_inner();
-    println!("{shards} shards: {} moments, {cases} crashes", moments.len());
-    settings::tally(&[("crash cases of several shards", cases)]);
-    assert!(cases > 100, "{cases}");
 }
 
 #[test]
