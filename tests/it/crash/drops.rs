@@ -31,7 +31,7 @@ const COVERED: [(&str, &str); 12] = [
          it counts only once something in the file is promised",
     ),
     ("log.sync", "the next sync of the file does it, unless something was acknowledged as durable"),
-    ("log.sync.older", "what is in it was synced before, or is in tables"),
+    ("log.sync.older", "not covered: the sync of the newer file promises it"),
     ("table.sync", "not covered: the table is named by an edit at once"),
     (
         "table.sync_dir",
@@ -42,10 +42,7 @@ const COVERED: [(&str, &str); 12] = [
         "the next record's sync does it; logs and inputs are removed only after that one, so until \
          then a replay finds what the lost edit had",
     ),
-    (
-        "manifest.create.sync",
-        "its name and CURRENT are not durable yet, or the next record's sync does it",
-    ),
+    ("manifest.create.sync", "not covered: CURRENT names it at once"),
     ("manifest.create.sync_dir", "manifest.current.sync_dir follows before anything is appended"),
     ("manifest.current.sync", "not covered: CURRENT is renamed at once"),
     (
