@@ -24,6 +24,7 @@ use crate::options::Durability;
 use crate::shard::Handle;
 use crate::shard::keyspace::ShardedKeyspace;
 use crate::shard::map::SlotMap;
+use crate::shard::rates::Verb;
 use crate::shard::root::{Root, Space};
 use crate::shard::routing::{Entered, Pass, SOURCES_SPACE, SpaceId, TOKENS_SPACE};
 use crate::shard::slots::{ShardIndex, Slot};
@@ -96,7 +97,7 @@ impl ShardedBatch {
         value: impl AsRef<[u8]>,
     ) -> &mut ShardedBatch {
         let key = key.as_ref();
-        if let Some((shard, _)) = self.admit(keyspace, key) {
+        if let Some((shard, _)) = self.admit(keyspace, key, Verb::Write) {
             self.part(shard).put(keyspace.space.at(shard), key, value);
         }
         self
@@ -109,7 +110,7 @@ impl ShardedBatch {
         key: impl AsRef<[u8]>,
     ) -> &mut ShardedBatch {
         let key = key.as_ref();
-        if let Some((shard, _)) = self.admit(keyspace, key) {
+        if let Some((shard, _)) = self.admit(keyspace, key, Verb::Write) {
             self.part(shard).delete(keyspace.space.at(shard), key);
         }
         self
@@ -123,7 +124,7 @@ impl ShardedBatch {
         operand: impl Into<Operand<'a>>,
     ) -> &mut ShardedBatch {
         let key = key.as_ref();
-        if let Some((shard, _)) = self.admit(keyspace, key) {
+        if let Some((shard, _)) = self.admit(keyspace, key, Verb::Write) {
             self.part(shard).merge(keyspace.space.at(shard), key, operand);
         }
         self
@@ -136,7 +137,7 @@ impl ShardedBatch {
         key: impl AsRef<[u8]>,
     ) -> &mut ShardedBatch {
         let key = key.as_ref();
-        if let Some((shard, _)) = self.admit(keyspace, key) {
+        if let Some((shard, _)) = self.admit(keyspace, key, Verb::Read) {
             self.part(shard).require_absent(keyspace.space.at(shard), key);
         }
         self
@@ -150,7 +151,7 @@ impl ShardedBatch {
         value: impl AsRef<[u8]>,
     ) -> &mut ShardedBatch {
         let key = key.as_ref();
-        if let Some((shard, _)) = self.admit(keyspace, key) {
+        if let Some((shard, _)) = self.admit(keyspace, key, Verb::Read) {
             self.part(shard).require_value(keyspace.space.at(shard), key, value);
         }
         self
@@ -170,7 +171,7 @@ impl ShardedBatch {
         if !moment.is_of(&self.handle) {
             self.fault.get_or_insert_with(|| Error::invalid("the snapshot is of another database"));
         }
-        if let Some((shard, slot)) = self.admit(keyspace, key) {
+        if let Some((shard, slot)) = self.admit(keyspace, key, Verb::Read) {
             let (moment, space) = (moment.clone(), keyspace.space.clone());
             if moment.map().owner(slot) == shard {
                 let seen = moment.shard(shard).clone();
@@ -181,8 +182,13 @@ impl ShardedBatch {
         self
     }
 
-    /// The shard and slot of an operation; notes its fault if it has one.
-    fn admit(&mut self, keyspace: &ShardedKeyspace, key: &[u8]) -> Option<(ShardIndex, Slot)> {
+    /// The shard and slot of an operation or a guard; notes its fault if it has one.
+    fn admit(
+        &mut self,
+        keyspace: &ShardedKeyspace,
+        key: &[u8],
+        verb: Verb,
+    ) -> Option<(ShardIndex, Slot)> {
         if self.fault.is_some() {
             return None;
         }
@@ -202,6 +208,8 @@ impl ShardedBatch {
                 return None;
             }
         };
+        let root = &self.handle.root;
+        root.load.note(verb, slot, keyspace.space.id, key, &root.runtime);
         if !self.spaces.iter().any(|space| space.id == keyspace.space.id) {
             self.spaces.push(keyspace.space.clone());
         }

@@ -12,6 +12,7 @@ use crate::key::EntryKind;
 use crate::operator::Operand;
 use crate::shard::Handle;
 use crate::shard::batch::ShardedBatch;
+use crate::shard::rates::Verb;
 use crate::shard::root::{Root, Space};
 use crate::shard::scan::{ShardedCursor, ShardedIter};
 use crate::shard::snapshot::{Moment, ShardedKeyspaceSnapshot};
@@ -159,6 +160,7 @@ impl ShardedKeyspace {
         let root = self.root();
         // The number of slots never changes, so any map will do.
         let slot = root.slot(&root.routing.load().map, key)?;
+        root.load.note(Verb::Write, slot, self.space.id, key, &root.runtime);
         let pass = root.gate.enter(slot, patience, &root.runtime)?;
         let Keyspace { handle, tree } = self.space.at(pass.map.owner(slot));
         let written = handle.engine.write_one(tree, kind, key, value, patience);
@@ -201,6 +203,7 @@ impl ShardedKeyspace {
         let root = self.root();
         let routing = root.routing.load();
         let slot = root.slot(&routing.map, key)?;
+        root.load.note(Verb::Read, slot, self.space.id, key, &root.runtime);
         f(self.space.at(routing.map.owner(slot)), key)
     }
 
@@ -211,15 +214,18 @@ impl ShardedKeyspace {
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
         let root = self.root();
         let routing = root.routing.load();
-        let shard = |key: &K| Ok(routing.map.owner(root.slot(&routing.map, key.as_ref())?));
-        let shards = keys.iter().map(shard).collect::<Result<Vec<_>>>()?;
-        match shards.first() {
-            None => Ok(Vec::new()),
-            Some(first) if shards.iter().all(|shard| shard == first) => {
-                self.space.at(*first).multi_get(keys)
-            }
-            Some(_) => self.now().multi_get(keys),
+        let slot = |key: &K| root.slot(&routing.map, key.as_ref());
+        let slots = keys.iter().map(slot).collect::<Result<Vec<_>>>()?;
+        let Some(first) = slots.first().map(|slot| routing.map.owner(*slot)) else {
+            return Ok(Vec::new());
+        };
+        if slots.iter().any(|slot| routing.map.owner(*slot) != first) {
+            return self.now().multi_get(keys);
         }
+        for (slot, key) in slots.iter().zip(keys) {
+            root.load.note(Verb::Read, *slot, self.space.id, key.as_ref(), &root.runtime);
+        }
+        self.space.at(first).multi_get(keys)
     }
 
     /// True if the key has a value.

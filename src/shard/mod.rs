@@ -8,7 +8,9 @@
 //! - `mover`: moving slots between shards.
 //! - `slots`: sets and assignments of slots. `map`: the slot map and its bytes. `map_file`: the map on
 //!   the disk. `partition`: which part of a key decides its slot. `routing`: what readers and writers
-//!   go by. `rates`: reads and writes a second, by slot. `sketch`: the heaviest keys.
+//!   go by.
+//! - `rates`: reads and writes a second, by slot. `sketch`: the heaviest keys. `load`: both, as the verbs
+//!   count. `policy`: when slots move without being asked. `stats`: what is told of it all.
 
 pub(crate) mod slots;
 
@@ -18,9 +20,9 @@ pub(crate) mod map_file;
 pub(crate) mod partition;
 pub(crate) mod routing;
 
-#[cfg_attr(not(test), expect(dead_code, reason = "until the sharded database counts with it"))]
+pub(crate) mod load;
+pub(crate) mod policy;
 pub(crate) mod rates;
-#[cfg_attr(not(test), expect(dead_code, reason = "until the sharded database counts with it"))]
 pub(crate) mod sketch;
 
 pub(crate) mod batch;
@@ -32,6 +34,7 @@ pub(crate) mod opening;
 pub(crate) mod root;
 pub(crate) mod scan;
 pub(crate) mod snapshot;
+pub(crate) mod stats;
 
 use std::fmt;
 use std::ops::Deref;
@@ -42,7 +45,6 @@ use std::time::Duration;
 use crate::db::Db;
 use crate::db::keyspace::KeyspaceOptions;
 use crate::db::resources::Resources;
-use crate::db::stats::Stats;
 use crate::error::{DegradedCause, Error, Result};
 use crate::fs::{Fs, RealFs};
 use crate::options::{Durability, Options};
@@ -54,8 +56,10 @@ use crate::shard::map::SLOTS_DEFAULT;
 use crate::shard::mover::MoveProgress;
 use crate::shard::opening::Layout;
 use crate::shard::partition::Partition;
+use crate::shard::policy::Automatic;
 use crate::shard::root::Root;
 use crate::shard::snapshot::ShardedSnapshot;
+use crate::shard::stats::ShardedStats;
 use crate::write::breaker::BreakerState;
 use crate::write::pressure::Pressure;
 
@@ -95,7 +99,7 @@ impl ShardedDb {
         let layout =
             Layout { shards: 1, slots: SLOTS_DEFAULT, partition: None, directories: Vec::new() };
         let (path, options) = (path.as_ref().to_path_buf(), Options::default());
-        ShardedDbBuilder { path, options, layout, resources: None }
+        ShardedDbBuilder { path, options, layout, resources: None, automatic: None }
     }
 
     fn open_inner(
@@ -104,7 +108,9 @@ impl ShardedDb {
         dir: &Path,
         options: Options,
         layout: Layout,
+        automatic: Option<Automatic>,
     ) -> Result<ShardedDb> {
+        automatic.as_ref().map_or(Ok(()), Automatic::check)?;
         let root = opening::open(fs, resources, dir, options, layout)
             .map_err(|error| error.context(format!("open {}", dir.display())))?;
         let space = root.default_space();
@@ -114,7 +120,7 @@ impl ShardedDb {
         let thread = root.clone();
         let task = root
             .runtime
-            .spawn("esker-move", Priority::Background, move || thread.run_mover())
+            .spawn("esker-move", Priority::Background, move || thread.run_mover(automatic))
             .map_err(|e| Error::io("start threads for", dir, e))?;
         let handle = Arc::new(Handle { root, mover: Mutex::new(Some(task)) });
         Ok(ShardedDb { default: ShardedKeyspace::new(handle, space) })
@@ -379,6 +385,7 @@ pub struct ShardedDbBuilder {
     options: Options,
     layout: Layout,
     resources: Option<Resources>,
+    automatic: Option<Automatic>,
 }
 
 impl ShardedDbBuilder {
@@ -438,6 +445,13 @@ impl ShardedDbBuilder {
         self
     }
 
+    /// Has the database move slots by itself when one shard is asked for much more than the others.
+    /// Not unless this is called; and for this opening only.
+    pub fn automatic(mut self, policy: Automatic) -> ShardedDbBuilder {
+        self.automatic = Some(policy);
+        self
+    }
+
     /// The level of the verbs that name none.
     pub fn durability(mut self, durability: Durability) -> ShardedDbBuilder {
         self.options.durability = durability;
@@ -474,59 +488,9 @@ impl ShardedDbBuilder {
     }
 
     fn open_inner(self, fs: Arc<dyn Fs>, runtime: Runtime) -> Result<ShardedDb> {
-        let ShardedDbBuilder { path, options, layout, resources } = self;
+        let ShardedDbBuilder { path, options, layout, resources, automatic } = self;
         let resources = resources.unwrap_or_else(|| Resources::of(runtime, &options));
         let options = resources.adapt(options);
-        ShardedDb::open_inner(fs, resources, &path, options, layout)
-    }
-}
-
-/// How a database over several shards is doing.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ShardedStats {
-    /// Each shard, by number.
-    pub shards: Vec<ShardStats>,
-}
-
-/// How one shard is doing.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ShardStats {
-    /// Where it lies.
-    pub directory: PathBuf,
-    /// How many slots it has.
-    pub slot_count: usize,
-    /// Its engine.
-    pub stats: Stats,
-}
-
-impl ShardedStats {
-    fn of(root: &Root) -> ShardedStats {
-        let map = root.routing.load().map.clone();
-        let counts = slots::counts(&map.owners, map.shard_count());
-        let shards = root.shards().zip(counts).map(|(shard, slot_count)| ShardStats {
-            directory: shard.engine().dir.clone(),
-            slot_count,
-            stats: shard.stats(),
-        });
-        ShardedStats { shards: shards.collect() }
-    }
-}
-
-impl fmt::Display for ShardedStats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, shard) in self.shards.iter().enumerate() {
-            let ShardStats { directory, slot_count, stats } = shard;
-            if number > 0 {
-                f.write_str("\n\n")?;
-            }
-            write!(
-                f,
-                "shard     {number} in {}: {slot_count} slots\n{stats}",
-                directory.display()
-            )?;
-        }
-        Ok(())
+        ShardedDb::open_inner(fs, resources, &path, options, layout, automatic)
     }
 }

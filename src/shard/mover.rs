@@ -37,6 +37,8 @@ use crate::options::Options;
 use crate::runtime::{Condvar, Mutex};
 use crate::shard::map::{MoveUnderWay, SHARDS_MAX, SlotMap};
 use crate::shard::opening::{default_directory, prepare, shard_dir};
+use crate::shard::policy::{Automatic, Decider, Goal};
+use crate::shard::rates::Rate;
 use crate::shard::root::{Catalog, Root};
 use crate::shard::routing::{
     Moving, Pass, Routing, SOURCES_SPACE, SpaceId, TOKENS_SPACE, wait_alone,
@@ -52,6 +54,8 @@ const FEW_KEYS: usize = 64;
 const ROUNDS_MAX: usize = 8;
 /// After a failure the next attempt comes so much later.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// So often an automatic policy looks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A shard may have so much more than its share.
 const TOLERANCE: f64 = 0.05;
 
@@ -86,6 +90,8 @@ pub struct MoveProgress {
     pub keys: u64,
     /// Their bytes, with their values.
     pub bytes: u64,
+    /// How often the automatic policy has wanted slots to be moved, since then.
+    pub automatic: u64,
     /// Why the last attempt failed, if it did.
     pub failure: Option<String>,
 }
@@ -158,6 +164,24 @@ impl Mover {
             }
             self.changed.wait(&mut state);
         }
+    }
+
+    /// Waits until there is something to do, or, if it `looks`, until it is time to; false then.
+    fn wait_for_work(&self, looks: bool) -> bool {
+        let mut state = self.state.lock();
+        while !state.woken && !self.is_stopped() {
+            state.is_idle = true;
+            self.changed.notify_all();
+            match looks {
+                false => self.changed.wait(&mut state),
+                true if self.changed.wait_for(&mut state, LOOK_EVERY) && !state.woken => {
+                    return false;
+                }
+                true => {}
+            }
+        }
+        state.woken = false;
+        true
     }
 
     pub fn is_stopped(&self) -> bool {
@@ -282,24 +306,26 @@ impl Root {
     // What is done about it.
 
     /// What the thread does until it is stopped.
-    pub fn run_mover(&self) {
+    pub fn run_mover(&self, policy: Option<Automatic>) {
+        let mut decider = policy.map(|policy| Decider::new(policy, self.runtime.now()));
         loop {
-            {
-                let mut state = self.mover.state.lock();
-                while !state.woken && !self.mover.is_stopped() {
-                    state.is_idle = true;
-                    self.mover.changed.notify_all();
-                    self.mover.changed.wait(&mut state);
-                }
-                state.woken = false;
-            }
+            let woken = self.mover.wait_for_work(decider.is_some());
             if self.mover.is_stopped() {
                 return;
             }
+            if let (false, Some(decider)) = (woken, &mut decider) {
+                self.look(decider);
+                continue;
+            }
             match self.make_moves() {
-                Ok(()) => self.mover.tell(|progress| {
-                    (progress.phase, progress.failure) = (MovePhase::Idle, None);
-                }),
+                Ok(()) => {
+                    self.mover.tell(|progress| {
+                        (progress.phase, progress.failure) = (MovePhase::Idle, None);
+                    });
+                    if let Some(decider) = &mut decider {
+                        decider.rest(self.runtime.now());
+                    }
+                }
                 Err(Ended::Stopped) => return,
                 Err(Ended::Aborted) => self.mover.wake(),
                 Err(Ended::Failed(error)) => {
@@ -314,6 +340,41 @@ impl Root {
                 }
             }
         }
+    }
+
+    /// Has the automatic policy decide.
+    fn look(&self, decider: &mut Decider) {
+        let now = self.runtime.now();
+        self.load.measure(now);
+        let map = self.catalog().map.clone();
+        let loads: Vec<f64> = self.load.of_slots().into_iter().map(Rate::total).collect();
+        let Some(goal) = decider.decide(now, &map.owners, map.shard_count(), &loads) else {
+            return;
+        };
+        match self.want(&map, goal) {
+            Ok(wanted) => self.mover.tell(|progress| progress.automatic += u64::from(wanted)),
+            // It decides again, after a while.
+            Err(error) => self.mover.tell(|progress| {
+                (progress.phase, progress.failure) = (MovePhase::Failed, Some(error.to_string()));
+            }),
+        }
+    }
+
+    /// Makes this the goal, unless the map has become another one.
+    fn want(&self, map: &SlotMap, goal: Goal) -> Result<bool> {
+        let mut catalog = self.catalog();
+        if catalog.map.version != map.version {
+            return Ok(false);
+        }
+        let owners = match goal {
+            Goal::Move(owners) => owners,
+            Goal::Split(owners) => {
+                self.add_empty(&mut catalog, None)?;
+                owners
+            }
+        };
+        self.set_goal(&mut catalog, |_, _| owners)?;
+        Ok(true)
     }
 
     /// Makes the map's goal true, and cleans up.

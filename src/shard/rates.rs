@@ -4,7 +4,7 @@
 //!    decrement of a number of their thread's. The distance to the next one is drawn at random, or
 //!    a thread that alternates between two verbs would have only one of them counted. The counter of
 //!    a slot that is hit n times is off by about 4·√n.
-//! 2. Who is drawn adds to the counters of its slot.
+//! 2. Who is drawn adds to the counters of its slot, for all that were not drawn.
 //! 3. [`Rates::measure`], called now and then, turns what was counted since into averages, which forget
 //!    by e in [`MEMORY`].
 //!
@@ -22,23 +22,27 @@ pub(crate) const SAMPLE_EVERY: u64 = 16;
 pub(crate) const MEMORY: Duration = Duration::from_secs(10);
 /// More frequent measurings wait for the next: they would divide by next to nothing.
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+/// Who finds that the last measuring was so long ago measures.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Operations of this thread until one is counted, and the generator of the distances.
     static LEFT: Cell<(u64, u64)> = const { Cell::new((1, 0x9e37_79b9_7f4a_7c15)) };
 }
 
-/// For how many operations this one counts: mostly 0; on the average 1.
+/// Whether this operation is counted, for [`SAMPLE_EVERY`] of them: mostly `None`; otherwise eight
+/// random bits, for those who want to count still fewer.
 #[inline]
-pub(crate) fn draw() -> u64 {
+pub(crate) fn draw() -> Option<u8> {
     LEFT.with(|left| {
         let (count, random) = left.get();
         if count > 1 {
             left.set((count - 1, random));
-            return 0;
+            return None;
         }
-        left.set(next_distance(random));
-        SAMPLE_EVERY
+        let (distance, random) = next_distance(random);
+        left.set((distance, random));
+        Some((random >> 24) as u8)
     })
 }
 
@@ -60,15 +64,19 @@ pub(crate) enum Verb {
     Write,
 }
 
-/// Operations a second.
+/// Operations a second, averaged over the last ten seconds or so.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Rate {
+#[non_exhaustive]
+pub struct Rate {
+    /// Keys that were looked up. Scans are not in it.
     pub reads: f64,
+    /// Operations that were asked for, in batches or alone.
     pub writes: f64,
 }
 
 impl Rate {
     /// Both together.
+    #[must_use]
     pub fn total(self) -> f64 {
         self.reads + self.writes
     }
@@ -88,6 +96,8 @@ pub(crate) struct Rates {
     /// Since the last measuring. No padding: one slot's writers are rarely another's neighbours, and
     /// only one operation in 16 comes here.
     counted: Box<[Counters]>,
+    /// When it was last measured, in nanoseconds.
+    measured_at: AtomicU64,
     averages: Mutex<Averages>,
 }
 
@@ -113,11 +123,12 @@ impl Rates {
             Averages { measured_at: now, weight: 0.0, rates: vec![Rate::default(); slots].into() };
         Rates {
             counted: (0..slots).map(|_| Counters::default()).collect(),
+            measured_at: AtomicU64::new(now.as_nanos() as u64),
             averages: Mutex::new(averages),
         }
     }
 
-    /// Counts operations on a slot; `count` is what [`draw`] said, or the truth.
+    /// Counts so many operations on a slot.
     #[inline]
     pub fn note(&self, slot: usize, verb: Verb, count: u64) {
         let counters = &self.counted[slot];
@@ -128,23 +139,37 @@ impl Rates {
         counter.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Takes what was counted into the averages.
-    pub fn measure(&self, now: Duration) {
+    /// Whether it is time to measure.
+    pub fn is_due(&self, now: Duration) -> bool {
+        let measured_at = Duration::from_nanos(self.measured_at.load(Ordering::Relaxed));
+        now.saturating_sub(measured_at) >= MEASURE_EVERY
+    }
+
+    /// Takes what was counted into the averages. By what factor they have forgotten what was before;
+    /// `None` if they were measured just now.
+    pub fn measure(&self, now: Duration) -> Option<f64> {
         let mut averages = self.averages.lock();
         let took = now.saturating_sub(averages.measured_at);
         if took < LEAST_INTERVAL {
-            return;
+            return None;
         }
+        self.measured_at.store(now.as_nanos() as u64, Ordering::Relaxed);
         averages.measured_at = now;
         let seconds = took.as_secs_f64();
         // The share of the past in the new average.
         let kept = (-seconds / MEMORY.as_secs_f64()).exp();
         averages.weight = averages.weight * kept + (1.0 - kept);
         for (rate, counters) in averages.rates.iter_mut().zip(&self.counted) {
-            let mean = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed) as f64 / seconds;
+            // Most are 0, and looking is cheaper than swapping.
+            let take = |counter: &AtomicU64| match counter.load(Ordering::Relaxed) {
+                0 => 0,
+                _ => counter.swap(0, Ordering::Relaxed),
+            };
+            let mean = |counter: &AtomicU64| take(counter) as f64 / seconds;
             rate.reads = rate.reads * kept + mean(&counters.reads) * (1.0 - kept);
             rate.writes = rate.writes * kept + mean(&counters.writes) * (1.0 - kept);
         }
+        Some(kept)
     }
 
     /// The rate of each slot, as of the last measuring.
@@ -167,8 +192,11 @@ mod tests {
 
     #[test]
     fn a_draw_counts_for_as_many_as_it_stands_for() {
-        let drawn: Vec<u64> = (0..1_000_000).map(|_| draw()).collect();
-        assert!(drawn.iter().all(|count| *count == 0 || *count == SAMPLE_EVERY));
+        let bits: Vec<Option<u8>> = (0..1_000_000).map(|_| draw()).collect();
+        let few = bits.iter().flatten().filter(|bits| bits.is_multiple_of(8)).count();
+        near(few as f64, 1e6 / SAMPLE_EVERY as f64 / 8.0, 0.05);
+        let count = |bits: &Option<u8>| if bits.is_some() { SAMPLE_EVERY } else { 0 };
+        let drawn: Vec<u64> = bits.iter().map(count).collect();
         near(drawn.iter().sum::<u64>() as f64, 1e6, 0.01);
         // Every other operation is counted as often as the ones between.
         near(drawn.iter().step_by(2).sum::<u64>() as f64, 5e5, 0.02);
@@ -186,8 +214,9 @@ mod tests {
             rates.note(3, Verb::Write, 50);
             // Not always after the same time.
             let now = second * (100 + at);
-            rates.measure(now);
-            rates.measure(now);
+            assert!(rates.is_due(now));
+            assert!(rates.measure(now).is_some());
+            assert!(!rates.is_due(now) && rates.measure(now).is_none());
             let all = rates.all();
             near(all[1].reads, 300.0, 1e-9);
             near(all[1].writes, 100.0, 1e-9);

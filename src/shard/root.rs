@@ -20,6 +20,7 @@ use crate::error::{DegradedCause, Error, Result};
 use crate::fs::{Fs, Lock};
 use crate::options::Options;
 use crate::runtime::{Mutex, MutexGuard, Runtime};
+use crate::shard::load::Load;
 use crate::shard::map::{SHARDS_MAX, SlotMap};
 use crate::shard::map_file::{MapFile, NotStored};
 use crate::shard::mover::Mover;
@@ -44,6 +45,8 @@ pub(crate) struct Root {
     shards: Box<[OnceLock<Db>]>,
     pub routing: ArcSwap<Routing>,
     pub gate: Gate,
+    /// What is asked of the slots.
+    pub load: Load,
     pub mover: Mover,
     /// The keyspaces that are not dropped, by name. Replaced under the catalog lock.
     spaces: ArcSwap<Vec<Arc<Space>>>,
@@ -108,6 +111,7 @@ pub(crate) struct Parts {
 impl Root {
     pub fn new(parts: Parts) -> Root {
         let map = Arc::new(parts.map.clone());
+        let runtime = parts.resources.shared().runtime.clone();
         let shards: Box<[OnceLock<Db>]> = (0..SHARDS_MAX).map(|_| OnceLock::new()).collect();
         let root = Root {
             catalog: Mutex::new(Catalog {
@@ -115,7 +119,7 @@ impl Root {
                 file: MapFile::new(parts.fs.clone(), &parts.dir),
             }),
             fs: parts.fs,
-            runtime: parts.resources.shared().runtime.clone(),
+            runtime: runtime.clone(),
             resources: parts.resources,
             dir: parts.dir,
             options: parts.options,
@@ -123,6 +127,7 @@ impl Root {
             joints: parts.joints,
             shards,
             routing: ArcSwap::from_pointee(Routing { map: map.clone() }),
+            load: Load::new(map.slot_count(), runtime.now()),
             gate: Gate::new(Pass::plain(map)),
             mover: Mover::default(),
             spaces: ArcSwap::default(),

@@ -37,6 +37,13 @@ pub(crate) struct Heavy {
     pub error: f64,
 }
 
+impl Heavy {
+    /// The weight that it has at least.
+    pub fn certain(&self) -> f64 {
+        self.count - self.error
+    }
+}
+
 /// See the module's comment.
 pub(crate) struct Sketch {
     counters_max: usize,
@@ -103,7 +110,7 @@ impl Default for HeavyKeys {
 }
 
 impl HeavyKeys {
-    /// Adds to the weight of a key: what [`crate::shard::rates::draw`] said.
+    /// Adds to the weight of a key.
     pub fn note(&self, key: &[u8], weight: u64) {
         let key = &key[..key.len().min(KEY_BYTES_KEPT)];
         let stripe = (key::hash(key) >> 32) as usize % STRIPES;
@@ -115,15 +122,16 @@ impl HeavyKeys {
         self.sketches.iter().for_each(|sketch| sketch.lock().fade(factor));
     }
 
-    /// The `count` heaviest keys, the heaviest first.
-    pub fn heaviest(&self, count: usize) -> Vec<Heavy> {
+    /// The `count` heaviest keys, the heaviest first, and the weight of all keys together.
+    pub fn heaviest(&self, count: usize) -> (Vec<Heavy>, f64) {
         let counters = self.sketches.iter().flat_map(|sketch| sketch.lock().counters.clone());
         let mut counters: Vec<Heavy> = counters.collect();
-        // By what is certain: a key that has just taken over a counter has nothing of its own.
-        let certain = |heavy: &Heavy| heavy.count - heavy.error;
-        counters.sort_by(|a, b| certain(b).total_cmp(&certain(a)).then_with(|| a.key.cmp(&b.key)));
-        counters.truncate(count);
+        let total = counters.iter().map(|heavy| heavy.count).sum();
+        // A key that has just taken over a counter has nothing of its own.
         counters
+            .sort_by(|a, b| b.certain().total_cmp(&a.certain()).then_with(|| a.key.cmp(&b.key)));
+        counters.truncate(count);
+        (counters, total)
     }
 }
 
@@ -191,13 +199,15 @@ mod tests {
             heavy.note(&key, weight);
             heavy.note(b"hot", weight / 2);
         }
-        let first = heavy.heaviest(3);
+        let (first, total) = heavy.heaviest(3);
+        let all: f64 = heavy.heaviest(usize::MAX).0.iter().map(|heavy| heavy.count).sum();
+        assert_eq!(total, all);
         assert_eq!(first.len(), 3);
         assert_eq!(&*first[0].key, b"hot");
         assert!(first[0].error < first[0].count / 10.0);
         heavy.fade(0.01);
         (0..5000).for_each(|_| heavy.note(b"new", 16));
-        let now = heavy.heaviest(2);
+        let (now, _) = heavy.heaviest(2);
         assert_eq!((&*now[0].key, &*now[1].key), (&b"new"[..], &b"hot"[..]));
         assert!((now[1].count - first[0].count * 0.01).abs() < 1.0);
     }
@@ -209,7 +219,7 @@ mod tests {
         heavy.note(&long, 5);
         long[999] = 2;
         heavy.note(&long, 5);
-        let found = heavy.heaviest(9);
+        let (found, _) = heavy.heaviest(9);
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].key.len(), found[0].count), (256, 10.0));
     }

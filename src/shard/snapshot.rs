@@ -10,6 +10,7 @@ use crate::read::scan::{KeyRange, Pinned as _};
 use crate::shard::Handle;
 use crate::shard::keyspace::ShardedKeyspace;
 use crate::shard::map::SlotMap;
+use crate::shard::rates::Verb;
 use crate::shard::root::{Root, Space};
 use crate::shard::scan::{Own, PinnedShards, ShardedCursor, ShardedIter};
 use crate::shard::slots::{ShardIndex, Slot};
@@ -120,9 +121,12 @@ impl ShardedKeyspaceSnapshot {
         keyspace.expect("it is of the same shard")
     }
 
+    /// The shard of a key that is looked up.
     fn shard_of(&self, key: &[u8]) -> Result<ShardIndex> {
-        let map = &self.moment.map;
-        Ok(map.owner(self.root().slot(map, key)?))
+        let (root, map) = (self.root(), &self.moment.map);
+        let slot = root.slot(map, key)?;
+        root.load.note(Verb::Read, slot, self.space.id, key, &root.runtime);
+        Ok(map.owner(slot))
     }
 
     /// The value of a key. See [`ShardedKeyspace::get`].

@@ -419,6 +419,35 @@ fn bench_draws_what_becomes_of_too_much() {
     assert!(["offered", "accepted", "sustained", "longest wait"].iter().all(|w| plot.contains(w)));
 }
 
+#[test]
+fn bench_splits_a_database_under_a_skewed_load() {
+    let place = Place::new();
+    let args = ["bench", "splitting", "--duration", "4", "--records", "5000", "--json"];
+    let objects = objects(&place.ok_text(&[&args[..], &["--plot", "plot.svg"]].concat()));
+    let phases: Vec<_> = objects.iter().map(|object| object["phase"].as_str().unwrap()).collect();
+    assert!(phases.starts_with(&["before", "during"]), "{phases:?}");
+    for object in &objects {
+        assert!(object["puts"].as_u64() > Some(0), "{object}");
+        assert!((0.25..=1.0).contains(&object["heaviest_share"].as_f64().unwrap()), "{object}");
+    }
+    let moved: u64 = objects.iter().map(|object| object["slots_moved"].as_u64().unwrap()).sum();
+    assert!(moved > 0, "{objects:?}");
+    let plot = std::fs::read_to_string(place.path().join("plot.svg")).unwrap();
+    assert!(["all shards", "shard 0", "shard 3"].iter().all(|name| plot.contains(name)));
+}
+
+#[test]
+fn bench_measures_shards_writers_and_batches() {
+    let place = Place::new();
+    let args = ["bench", "sharding", "--duration", "0.03", "--records", "5000", "--json"];
+    let objects = objects(&place.ok_text(&args));
+    // Of each durability: four numbers of shards by four of writers, and four of batches.
+    assert_eq!(objects.len(), 2 * (16 + 4));
+    let batches = objects.iter().filter(|object| object["batch_shards"].is_u64());
+    assert_eq!(batches.clone().count(), 8);
+    assert!(batches.clone().all(|object| object["batches"].as_u64() > Some(0)), "{objects:?}");
+}
+
 /// Ctrl-C ends a bench and leaves nothing behind.
 #[test]
 fn bench_cleans_up_when_interrupted() {

@@ -7,7 +7,7 @@
 //! - `subject`: the database under measurement.
 //! - `workload`: what each workload does.
 //! - `opening`: the workloads that open databases. `overload`: more than a database sustains.
-//! - `sharding`: several engines.
+//! - `sharding`: databases over several shards. `splitting`: one that splits under a skewed load.
 //! - `run`: the threads of one workload, watched.
 //! - `report`: the table, and JSON.
 //! - `plot`: operations a second over time, as SVG.
@@ -21,6 +21,7 @@ mod plot;
 mod report;
 mod run;
 mod sharding;
+mod splitting;
 mod subject;
 mod workload;
 
@@ -40,11 +41,12 @@ use crate::text::{parse_bytes, parse_count, size, thousands};
 ///
 /// Each fill (fillseq, fillbatch, fillsync, fillrandom) starts from an empty database. The other
 /// workloads use the one that the last fill left, after all its background work is done. Without
-/// any workload named, all of them but sharding run, in the order below, for about a minute.
+/// any workload named, all of them but sharding and splitting run, in the order below, for about a
+/// minute.
 #[derive(Args)]
 #[command(after_long_help = MANUAL, after_help = "--help explains the workloads and the columns.")]
 pub struct Bench {
-    /// What to run, in this order; everything but sharding if none is named
+    /// What to run, in this order; everything but sharding and splitting if none is named
     #[arg(value_enum, ignore_case = true)]
     workloads: Vec<Workload>,
     /// Directory of the database; it stays, and later runs without a fill use it again. Without
@@ -86,7 +88,8 @@ pub struct Bench {
     #[arg(long)]
     json: bool,
     /// Draw operations a second over time of the workloads that write into this SVG file; of
-    /// overload what was offered and accepted, and latencies, into one beside it or, alone, into this
+    /// overload what was offered and accepted, and latencies, and of splitting each shard, into files
+    /// beside it or, alone, into this
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -118,7 +121,8 @@ Examples:
   esker bench fillrandom overwrite readrandom --records 10M --threads 2
   esker bench fillsync --threads 8 --duration 10
   esker bench fillrandom --durability disk --db /mnt/fast/bench --json
-  esker bench fillrandom --duration 60 --plot fill.svg";
+  esker bench fillrandom --duration 60 --plot fill.svg
+  esker bench splitting --threads 2 --plot splits.svg";
 
 /// `esker::Durability`, as it is written here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -159,7 +163,7 @@ impl Bench {
         let plan = self.plan()?;
         let all = Workload::value_variants().iter().copied();
         let workloads: Vec<Workload> = match self.workloads.is_empty() {
-            true => all.filter(|workload| *workload != Workload::Sharding).collect(),
+            true => all.filter(|workload| !workload.is_extra()).collect(),
             false => self.workloads.clone(),
         };
         let mut subject = Subject::at(self.db.as_deref(), &plan)?;
@@ -167,7 +171,7 @@ impl Bench {
         if !self.json {
             report::introduce(&plan, &subject);
         }
-        let (mut curves, mut overloaded) = (Vec::new(), None);
+        let (mut curves, mut overloaded, mut splits) = (Vec::new(), None, Vec::new());
         for (round, &workload) in workloads.iter().enumerate() {
             if workload.is_fill() {
                 subject.make_fresh(&plan)?;
@@ -182,6 +186,10 @@ impl Bench {
                     sharding::measure(&plan, &subject, &printer)?;
                     continue;
                 }
+                Workload::Splitting => {
+                    splits = splitting::measure(&plan, &subject, &printer)?;
+                    continue;
+                }
                 Workload::Overload => overload::measure(&plan, &subject, &printer)?,
                 _ if workload.opens() => opening::measure(&plan, &mut subject, workload, &printer)?,
                 _ => run::measure(&plan, &mut subject, workload, round, &printer)?,
@@ -193,11 +201,16 @@ impl Bench {
             }
         }
         if let Some(file) = &self.plot {
+            if !splits.is_empty() {
+                let own = file.with_extension("splitting.svg");
+                let is_alone = curves.is_empty() && overloaded.is_none();
+                plot::draw(if is_alone { file } else { &own }, &splits)?;
+            }
             if let Some(overload) = &overloaded {
                 let own = file.with_extension("overload.svg");
                 plot::draw_overload(if curves.is_empty() { file } else { &own }, overload)?;
             }
-            if !curves.is_empty() || overloaded.is_none() {
+            if !curves.is_empty() || overloaded.is_none() && splits.is_empty() {
                 plot::draw(file, &curves)?;
             }
         }

@@ -240,7 +240,7 @@ impl Printer {
 }
 
 /// Three digits or more of a latency.
-fn micros(value: f64) -> String {
+pub fn micros(value: f64) -> String {
     match value {
         0.0..10.0 => format!("{value:.2}"),
         10.0..100.0 => format!("{value:.1}"),

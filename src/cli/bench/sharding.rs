@@ -1,9 +1,9 @@
-//! What several engines give where one does: puts a second by shards and writers.
+//! What a database over several shards gives: puts a second by shards and writers, and what a batch
+//! over several of them costs.
 //!
-//! The shards are databases of their own with one memory budget and one crew of background threads;
-//! records are dealt to them by hash. Each cell of the tables is an empty start of its own, and what it
-//! left to flush and compact is no part of it. Cells that wait for the disk are measured in turns, since
-//! a disk can change its ways for half an hour, and beside a lone `fdatasync`.
+//! Each cell of the tables is an empty start of its own, and what it left to flush and compact is no
+//! part of it. Cells that wait for the disk are measured in turns, since a disk can change its ways for
+//! half an hour, and beside a lone `fdatasync`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use esker::{Db, Resources};
+use esker::{Partition, ShardedDb};
 use serde::Serialize;
 
 use crate::bench::keys::{Draws, Key, Pool};
@@ -30,6 +30,8 @@ const COUNTS: [usize; 4] = [1, 2, 4, 8];
 const CELL: Duration = Duration::from_secs(1);
 /// Turns in which cells that wait for the disk are measured.
 const TURNS: u32 = 3;
+/// Puts of a batch.
+const BATCH: usize = 8;
 
 /// What was measured of so many shards and writers.
 #[derive(Clone, Default, Serialize)]
@@ -49,6 +51,16 @@ impl Cell {
     fn rate(&self) -> f64 {
         self.puts as f64 / self.seconds.max(1e-9)
     }
+}
+
+/// What was measured of batches over so many of eight shards, by one writer.
+#[derive(Serialize)]
+struct Batches {
+    workload: &'static str,
+    durability: &'static str,
+    batch_shards: usize,
+    batches: u64,
+    seconds: f64,
 }
 
 /// Measures all cells, and prints them.
@@ -71,8 +83,86 @@ pub fn measure(plan: &Plan, subject: &Subject, printer: &Printer) -> Result<()> 
             }
         }
         print(printer, cores, &cells)?;
+        let mut batches: Vec<Batches> = Vec::new();
+        for turn in 0..turns {
+            for (at, shards) in COUNTS.into_iter().enumerate() {
+                let measured = batch_cell(plan, &subject.dir, durability, shards, time)?;
+                if turn == 0 {
+                    batches.push(measured);
+                    continue;
+                }
+                batches[at].batches += measured.batches;
+                batches[at].seconds += measured.seconds;
+            }
+        }
+        print_batches(printer, &batches)?;
     }
     Ok(())
+}
+
+/// An empty database of so many shards.
+fn open(
+    plan: &Plan,
+    dir: &Path,
+    durability: Durability,
+    shards: usize,
+    partition: Partition,
+) -> Result<ShardedDb> {
+    let options = Plan { durability, ..*plan }.options();
+    let db = ShardedDb::builder(dir).options(options).shards(shards).partition(partition);
+    Ok(db.open()?)
+}
+
+fn name_of(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Process => "process",
+        Durability::Disk => "disk",
+    }
+}
+
+fn batch_cell(
+    plan: &Plan,
+    dir: &Path,
+    durability: Durability,
+    batch_shards: usize,
+    time: Duration,
+) -> Result<Batches> {
+    let dir = dir.join("sharding");
+    let shards = COUNTS[COUNTS.len() - 1];
+    let db = open(plan, &dir, durability, shards, Partition::before(b':'))?;
+    // A part of keys for each shard.
+    let mut parts = vec![None; shards];
+    for number in 0.. {
+        let part = format!("{number}:");
+        let shard = db.shard_of(&part)?;
+        parts[shard].get_or_insert(part);
+        if parts.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    let parts: Vec<String> = parts.into_iter().take(batch_shards).flatten().collect();
+    let pool = Pool::new(plan.value_size, plan.seed);
+    let (mut key, mut values) = (Key::new(plan.key_size, plan.records), pool.values(0));
+    // Of a thread that is none of the writers.
+    let mut draws = Draws::new(plan.records, plan.seed, Workload::Sharding as u8, shards, shards);
+    let (began, mut batches, mut batch) = (Instant::now(), 0, db.batch());
+    let mut named = Vec::new();
+    while began.elapsed() < time {
+        for put in 0..BATCH {
+            named.clear();
+            named.extend_from_slice(parts[put % batch_shards].as_bytes());
+            named.extend_from_slice(key.of(draws.next()));
+            batch.put(&db, &named, values.next());
+        }
+        batch.commit()?;
+        batches += 1;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    drop(batch);
+    drop(db);
+    fs::remove_dir_all(&dir)?;
+    let durability = name_of(durability);
+    Ok(Batches { workload: "sharding", durability, batch_shards, batches, seconds })
 }
 
 fn pairs() -> impl Iterator<Item = (usize, usize)> {
@@ -88,15 +178,7 @@ fn cell(
     time: Duration,
 ) -> Result<Cell> {
     let dir = dir.join("sharding");
-    let plan = Plan { durability, ..*plan };
-    let options = plan.options();
-    let resources = Resources::new(options.memory, options.threads);
-    fs::create_dir_all(&dir)?;
-    let open = |shard: usize| {
-        let shard = Db::builder(dir.join(shard.to_string())).resources(&resources);
-        shard.durability(options.durability).compression(options.compression).open()
-    };
-    let dbs = (0..shards).map(open).collect::<esker::Result<Vec<Db>>>()?;
+    let db = open(plan, &dir, durability, shards, Partition::whole_key())?;
     let fdatasync_us = match durability {
         Durability::Process => None,
         Durability::Disk => sync_time(&dir).ok().map(|time| time.as_secs_f64() * 1e6),
@@ -109,10 +191,7 @@ fn cell(
             Draws::new(plan.records, plan.seed, Workload::Sharding as u8, shards, writer);
         let mut count = 0;
         while !ended.load(Ordering::Relaxed) {
-            let record = draws.next();
-            // By bits that are not those of the key's order.
-            let hash = record.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
-            dbs[hash as usize % shards].put(key.of(record), values.next())?;
+            db.put(key.of(draws.next()), values.next())?;
             count += 1;
         }
         Ok(count)
@@ -127,14 +206,11 @@ fn cell(
         joined.collect::<Result<Vec<u64>>>()
     })?;
     let (seconds, cpu) = (began.elapsed().as_secs_f64(), cpu_time() - cpu_before);
-    drop(dbs);
+    drop(db);
     fs::remove_dir_all(&dir)?;
     Ok(Cell {
         workload: "sharding",
-        durability: match durability {
-            Durability::Process => "process",
-            Durability::Disk => "disk",
-        },
+        durability: name_of(durability),
         shards,
         writers,
         puts: counts.iter().sum(),
@@ -178,6 +254,23 @@ fn print(printer: &Printer, cores: usize, cells: &[Cell]) -> Result<()> {
             "    {cores} cores: more writers than that share them, with each other and with flushes and \
              compactions; what shards give where there are more is no part of this"
         )?;
+    }
+    Ok(out.flush()?)
+}
+
+fn print_batches(printer: &Printer, cells: &[Batches]) -> Result<()> {
+    let mut out = io::stdout().lock();
+    if printer.json {
+        for cell in cells {
+            writeln!(out, "{}", serde_json::to_string(cell).map_err(io::Error::from)?)?;
+        }
+        return Ok(out.flush()?);
+    }
+    writeln!(out, "    batches of {BATCH} puts, by one writer, over so many of eight shards:")?;
+    for cell in cells {
+        let rate = cell.batches as f64 / cell.seconds.max(1e-9);
+        let (shards, micros) = (cell.batch_shards, 1e6 / rate.max(1e-9));
+        writeln!(out, "    {shards:>6}  {:>10}/s, {micros:.1} µs each", thousands(rate as u64))?;
     }
     Ok(out.flush()?)
 }

@@ -61,9 +61,12 @@ pub enum Workload {
     /// Offer an own database three times what it sustains; see --plot. Needs a --duration of some 20
     /// seconds, or a small --memory, to show more than the first flush
     Overload,
-    /// Put records drawn at random into 1 to 8 databases that share resources, by 1 to 8 writers, with
-    /// both durabilities; tables of their own, and a second for each cell
+    /// Put records drawn at random into a database of 1 to 8 shards, by 1 to 8 writers, and batches over
+    /// 1 to 8 shards, with both durabilities; tables of their own, and a second for each cell
     Sharding,
+    /// Put records of 100 tenants, drawn by Zipf's law, into 2 shards that become 4 by themselves
+    /// under it; for 30 seconds without a --duration; see --plot
+    Splitting,
 }
 
 /// fillsync ends after so long: a commit takes 0.1 to 10 ms, and N of them would take hours.
@@ -96,7 +99,12 @@ impl Workload {
 
     /// Whether it has databases of its own, and needs no fill.
     pub fn has_its_own(self) -> bool {
-        matches!(self, Workload::Overload | Workload::Sharding)
+        matches!(self, Workload::Overload | Workload::Sharding | Workload::Splitting)
+    }
+
+    /// Whether it has to be named to be run.
+    pub fn is_extra(self) -> bool {
+        matches!(self, Workload::Sharding | Workload::Splitting)
     }
 
     /// Whether it is about opening a database, not about using it.
@@ -198,7 +206,7 @@ impl Scene<'_> {
             Workload::Coalescing => self.coalesce(part, meter),
             Workload::Ingest => self.push(part, meter),
             Workload::Reopen | Workload::Recovery => unreachable!("see `opening`"),
-            Workload::Overload | Workload::Sharding => {
+            Workload::Overload | Workload::Sharding | Workload::Splitting => {
                 unreachable!("they have databases of their own")
             }
         }

@@ -1,11 +1,13 @@
 //! Databases over several shards: what no single engine has. The verbs themselves are tried by
 //! `model`, on one, three and eight shards.
 //!
+//! - `automatic`: slots that move without being asked, in virtual time.
 //! - `crash`: crashes at every call, with joint commits, keyspaces that come and go, and moves.
 //! - `hot`: counters that are spread over shards.
 //! - `faults`: calls that fail, in the same run, and one shard that fails alone.
 //! - `overload`: only the writers of the shard that has too much to do are told to wait.
 
+mod automatic;
 mod crash;
 mod faults;
 mod hot;
