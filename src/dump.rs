@@ -153,6 +153,7 @@ fn write_edit(f: &mut fmt::Formatter<'_>, edit: &Edit) -> fmt::Result {
     let numbers = [
         ("replay from lsn", edit.replay_from.map(|lsn| lsn.0)),
         ("replay from log", edit.replay_log.map(|number| number.0)),
+        ("log durable to lsn", edit.log_durable.map(|lsn| lsn.0)),
         ("seqno lease", edit.seqno_lease.map(|seqno| seqno.0)),
         ("next file", edit.next_file.map(|number| number.0)),
         ("next keyspace", edit.next_keyspace.map(|id| u64::from(id.0))),
@@ -279,7 +280,7 @@ manifest 4 id 00000000000000010000000000000000
     next keyspace 2
 0x000180 edit lsn 256 number 1 payload 3 copied 256 durable 256
     next file 21
-0x0001a8 edit lsn 296 number 2 payload 175 copied 296 durable 296
+0x0001a8 edit lsn 296 number 2 payload 179 copied 296 durable 296
     + keyspace 0 \"default\"
     + keyspace 5 \"ä\" operator \"max\"
     - keyspace 3
@@ -292,6 +293,7 @@ manifest 4 id 00000000000000010000000000000000
     keyspace 5 flushed up to 72057594037927935
     replay from lsn 300
     replay from log 3
+    log durable to lsn 290
     seqno lease 72057594037927935
     next file 12
     next keyspace 6

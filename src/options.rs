@@ -181,7 +181,9 @@ impl Options {
 
     /// The sizes that follow from the choices.
     pub(crate) fn limits(&self) -> Limits {
-        self.limits.clone().unwrap_or_else(|| Limits::from_memory(self.memory, self.table_bytes))
+        self.limits.clone().unwrap_or_else(|| {
+            Limits::from_memory(self.memory, self.table_bytes, self.threads.max(1))
+        })
     }
 }
 
@@ -202,8 +204,11 @@ pub(crate) struct Limits {
     pub block_bytes: usize,
     /// A table is closed at so many bytes.
     pub table_bytes: usize,
-    /// Decompressed blocks that are kept.
+    /// Decompressed blocks that are kept, and what open tables and recent tokens take beside them.
     pub cache_bytes: usize,
+    /// What one flush or compaction may take for itself: what it reads ahead, what it writes, and the
+    /// filter that it builds.
+    pub job_bytes: usize,
     /// Level 0 is compacted at so many runs.
     pub level0_runs: usize,
     /// Writers are stopped at so many runs of level 0; slowed down well before.
@@ -221,7 +226,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    fn from_memory(memory: usize, table_bytes: usize) -> Limits {
+    fn from_memory(memory: usize, table_bytes: usize, threads: usize) -> Limits {
         let memtable_bytes = (memory / 4).clamp(256 << 10, 64 << 20);
         Limits {
             memtable_bytes,
@@ -233,6 +238,7 @@ impl Limits {
             // What a compaction needs, for its filter above all, grows with the table that it writes.
             table_bytes: table_bytes.min((memory / 8).max(1 << 20)),
             cache_bytes: memory / 4,
+            job_bytes: memory / 16 * 3 / threads,
             level0_runs: 4,
             level0_runs_max: 24,
             level0_patience_max: 4,
@@ -241,6 +247,18 @@ impl Limits {
             manifest_bytes: 1 << 20,
             reserve_bytes: 2 * memtable_bytes as u64,
         }
+    }
+
+    /// How far each of so many inputs of a compaction is read ahead: together a third of what the job
+    /// may take.
+    pub fn read_ahead_bytes(&self, inputs: usize) -> usize {
+        (self.job_bytes / 3 / inputs.max(1)).clamp(32 << 10, 1 << 20)
+    }
+
+    /// What flushes and compactions keep of buffers between them: what so many of them read ahead and
+    /// write.
+    pub fn buffers_bytes(&self, threads: usize) -> usize {
+        self.job_bytes / 2 * threads.max(1)
     }
 
     fn tiny() -> Limits {
@@ -254,6 +272,7 @@ impl Limits {
             block_bytes: 64,
             table_bytes: 512,
             cache_bytes: 4096,
+            job_bytes: 64 << 10,
             level0_runs: 2,
             level0_runs_max: 6,
             level0_patience_max: 1,

@@ -37,7 +37,8 @@ use crate::compaction::survive::{Below, KeyRange};
 use crate::file::FileNumber;
 use crate::key::SeqNo;
 use crate::options::Limits;
-use crate::table::{Table, TableFacts};
+use crate::table::cursor::Ahead;
+use crate::table::{Buffers, Table, TableFacts};
 use crate::version::cursor::RunCursor;
 use crate::version::run::Run;
 use crate::version::{HasFacts, LEVEL_COUNT, LEVEL_LAST, Version};
@@ -220,9 +221,11 @@ impl<T: HasFacts> Plan<T> {
 
 impl Plan<Table> {
     /// A cursor for each input run, for the merge.
-    pub(crate) fn cursors(&self) -> Vec<RunCursor> {
+    pub(crate) fn cursors(&self, limits: &Limits, buffers: &Arc<Buffers>) -> Vec<RunCursor> {
         let run = |input: &Input| Arc::new(Run::new(input.run, input.tables.clone()));
-        self.inputs.iter().map(|input| RunCursor::compaction(run(input))).collect()
+        let bytes = limits.read_ahead_bytes(self.inputs.len());
+        let ahead = Ahead { bytes, buffers: buffers.clone() };
+        self.inputs.iter().map(|input| RunCursor::compaction(run(input), ahead.clone())).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The loop that writes survivors into tables, for flushes and compactions alike.
 //!
 //! A table is cut
-//! 1. when it has reached its size;
+//! 1. when it has reached its size, or the filter over its keys would take too much memory to build;
 //! 2. where it would overlap too much of the level below its own ([`Cuts`]), so that compacting it
 //!    further stays cheap;
 //! 3. at the end of a table of that level, once it is half full: then fewer tables straddle;
@@ -14,6 +14,7 @@
 //! the edit that names them.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::compaction::survive::{Survivor, Survivors};
 use crate::cursor::Cursor;
@@ -21,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file::{FileKind, FileNumber};
 use crate::fs::Fs;
 use crate::table::builder::TableBuilder;
-use crate::table::{Origin, TableConfig, TableFacts};
+use crate::table::{Buffers, Origin, TableConfig, TableFacts};
 
 /// Between two looks at the cancel flag: at 80 ns an entry, some 80 µs.
 const ENTRIES_BETWEEN_CHECKS: u32 = 1024;
@@ -83,6 +84,10 @@ pub(crate) struct Output<'a> {
     pub(crate) origin: &'a Origin,
     /// A table is closed at so many bytes.
     pub(crate) table_bytes: u64,
+    /// What the job may take; two thirds are for what is written.
+    pub(crate) job_bytes: usize,
+    /// What is written is collected in one of these.
+    pub(crate) buffers: &'a Arc<Buffers>,
     /// Gives each file its number.
     pub(crate) next_number: &'a dyn Fn() -> FileNumber,
     /// Asked now and then: true ends the loop with `ErrorKind::Closed`.
@@ -139,7 +144,10 @@ impl Writer<'_> {
         if first {
             let bytes = self.table.as_ref().map_or(0, |(builder, _)| builder.bytes());
             let cut = self.cuts.cut(key, bytes >= self.output.table_bytes / 2);
-            if self.table.is_none() || cut || bytes >= self.output.table_bytes {
+            let full = |(builder, _): &(TableBuilder<'_>, u64)| {
+                bytes >= self.output.table_bytes || builder.has_keys_enough()
+            };
+            if cut || self.table.as_ref().is_none_or(full) {
                 self.begin()?;
             }
         }
@@ -156,6 +164,8 @@ impl Writer<'_> {
         self.made.push(number);
         let mut builder = TableBuilder::create(fs, dir, number, config)?;
         builder.set_origin(self.output.origin.clone());
+        builder.limit_memory(self.output.job_bytes / 6, self.output.job_bytes / 2);
+        builder.use_buffers(self.output.buffers);
         self.table = Some((builder, 0));
         Ok(())
     }
@@ -227,6 +237,8 @@ mod tests {
                 config: &Dir::config(),
                 origin: &Origin::default(),
                 table_bytes,
+                job_bytes: 1 << 20,
+                buffers: &Buffers::new(1 << 20),
                 next_number: &|| dir.next_number(),
                 cancelled,
                 progress: &|bytes| told.set(told.get() + bytes),

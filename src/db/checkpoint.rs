@@ -192,6 +192,8 @@ impl Captured {
         // As after an open that was cut short: the log that is named was never begun.
         let (manifest, log) = (next_number(), next_number());
         edit.replay_log = Some(log);
+        // What was durable of the log is in no log here.
+        edit.replay_from = Some(self.state.replay_from().max(self.state.log_durable()));
         edit.next_file = Some(FileNumber(next_file.load(Ordering::Relaxed)));
         // There are no logs that could name what was given up.
         edit.voids_settled = self.state.shard().is_some();
@@ -238,6 +240,8 @@ impl Captured {
             config: &config,
             origin: &origin,
             table_bytes: engine.limits.table_bytes as u64,
+            job_bytes: engine.limits.job_bytes,
+            buffers: &engine.resources.buffers,
             next_number: &|| FileNumber(next_file.fetch_add(1, Ordering::Relaxed)),
             cancelled: &|| false,
             progress: &|_| {},

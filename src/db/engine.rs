@@ -467,8 +467,9 @@ impl Engine {
     pub fn memtables_bytes(&self) -> usize {
         let bytes = |tree: &Arc<Tree>| {
             let view = tree.view();
-            let frozen: usize = view.frozen.iter().map(|frozen| frozen.memtable.bytes()).sum();
-            active_bytes(&view) + frozen
+            let frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
+            let active = (!view.active.is_empty()).then_some(&view.active);
+            frozen.chain(active).map(|memtable| memtable.held_bytes()).sum::<usize>()
         };
         self.trees.load().iter().map(bytes).sum()
     }
@@ -480,13 +481,17 @@ impl Engine {
         self.holding.memtables.store(self.memtables_bytes(), Ordering::Relaxed);
     }
 
+    /// What open tables hold on the heap.
+    pub fn tables_memory_bytes(&self) -> usize {
+        let bytes = |tree: &Arc<Tree>| -> usize {
+            tree.view().version.tables().map(|(_, table)| table.memory_bytes()).sum()
+        };
+        self.trees.load().iter().map(bytes).sum()
+    }
+
     /// The same of its tables, which changed.
     pub fn note_tables(&self) {
-        let bytes = |tree: &Arc<Tree>| -> usize {
-            let view = tree.view();
-            view.version.tables().map(|(_, table)| table.memory_bytes()).sum()
-        };
-        let tables = self.trees.load().iter().map(bytes).sum();
+        let tables = self.tables_memory_bytes();
         if self.holding.tables.swap(tables, Ordering::Relaxed) != tables {
             self.resources.fit_cache();
         }
@@ -599,6 +604,8 @@ impl Engine {
     /// stands, and must be carried out.
     pub fn append_edit(&self, catalog: &mut MutexGuard<'_, Catalog>, mut edit: Edit) -> Result<()> {
         edit.voids_settled = self.voids_settled.swap(false, Ordering::Relaxed);
+        let durable = self.pipeline.syncer.durable();
+        edit.log_durable = (durable > catalog.state().log_durable()).then_some(durable);
         let broken = |error: &Error| self.fail(DegradedCause::Manifest, error);
         catalog.append(edit, self.next_file()).inspect_err(broken)?;
         self.note_file_lease(catalog);

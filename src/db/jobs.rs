@@ -182,7 +182,7 @@ impl Engine {
 
     /// Merges the inputs of a compaction into new tables.
     fn rewrite(&self, tree: &Tree, plan: &Plan, aside: &Aside<'_>) -> Result<Vec<TableFacts>> {
-        let merged = MergeCursor::new(plan.cursors());
+        let merged = MergeCursor::new(plan.cursors(&self.limits, &self.resources.buffers));
         let facts = match self.dead_entries(tree)? {
             Some(is_dead) => self.write_survivors(tree, plan, Living::new(merged, is_dead), aside),
             None => self.write_survivors(tree, plan, merged, aside),
@@ -254,6 +254,8 @@ impl Engine {
             config: &config,
             origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
+            job_bytes: self.limits.job_bytes,
+            buffers: &self.resources.buffers,
             next_number: &|| self.next_file_number(),
             cancelled: &|| {
                 aside.step();

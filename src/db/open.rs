@@ -193,7 +193,7 @@ pub(crate) fn recover(
     recovery.cut = cut;
     recovery.replay(&state)?;
     let next_seqno = recovery.next_seqno(&state);
-    let first_lsn = recovery.first_free_lsn(state.replay_from());
+    let first_lsn = recovery.first_free_lsn(&state);
     let lease = SeqNo(next_seqno.0 + Engine::seqnos_ahead(&recovery.limits));
     // A refused commit may have extended the old lease further than the numbers that were used.
     let lease = lease.max(state.seqno_lease());
@@ -578,6 +578,8 @@ impl<'a> Recovering<'a> {
             config: &config,
             origin: &origin,
             table_bytes: self.limits.table_bytes as u64,
+            job_bytes: self.limits.job_bytes,
+            buffers: &self.resources.buffers,
             next_number: &next_number,
             cancelled: &|| false,
             progress: &|_| {},
@@ -608,9 +610,10 @@ impl<'a> Recovering<'a> {
         SeqNo(last.0 + 1)
     }
 
-    /// The end of every log that was found, so that none of them is ever read again.
-    fn first_free_lsn(&self, replay_from: Lsn) -> Lsn {
-        self.logs_end.max(replay_from)
+    /// The end of every log that was found, and of one that is lost, so that none of them is ever read
+    /// again.
+    fn first_free_lsn(&self, state: &State) -> Lsn {
+        self.logs_end.max(state.replay_from()).max(state.log_durable())
     }
 
     fn finish(
@@ -719,7 +722,7 @@ fn replay_of(fs: &dyn Fs, dir: &Path, state: &State) -> Replay {
         dir: dir.to_path_buf(),
         from: state.replay_from(),
         from_log: state.replay_log(),
-        durable: Lsn(0),
+        durable: state.log_durable(),
         boot_id: fs.boot_id(),
         mode: Mode::Strict,
     }

@@ -5,8 +5,8 @@
 //!
 //! There is one budget, divided as for a single engine ([`Limits`]), and one pool of what it is
 //! spent on: one block cache (its keys are ids of files, which are random, so those of two engines
-//! never meet) and one pool of arena chunks. Indexes and filters of tables beyond their quarter of the
-//! budget are taken from the block cache's.
+//! never meet), one pool of arena chunks, and buffers for flushes and compactions. What indexes and
+//! filters of tables take on the heap is taken from the block cache's share.
 //!
 //! - When all active memtables together reach the size of one, the largest is frozen, whosever it is.
 //! - Pressure: each engine is asked what all would hold if none held more than it does (max-min
@@ -30,7 +30,7 @@ use crate::db::stats::MemoryStats;
 use crate::memtable::ArenaPool;
 use crate::options::{Limits, Options};
 use crate::runtime::{Mutex, Runtime, Task};
-use crate::table::BlockCache;
+use crate::table::{BlockCache, Buffers};
 
 /// An engine that shares its memory with no other measures its pressure every so many bytes of log,
 /// as a power of two.
@@ -81,6 +81,8 @@ pub(crate) struct Shared {
     pub crew: Crew,
     pub cache: Arc<BlockCache>,
     pub arenas: Arc<ArenaPool>,
+    /// Those of flushes and compactions.
+    pub buffers: Arc<Buffers>,
     limits: Limits,
     measure_shift: AtomicU32,
 }
@@ -148,6 +150,7 @@ impl Resources {
             threads: options.threads.max(1),
             crew: Crew::default(),
             cache: BlockCache::new(limits.cache_bytes),
+            buffers: Buffers::new(limits.buffers_bytes(options.threads)),
             arenas,
             limits,
             measure_shift: AtomicU32::new(MEASURE_SHIFT_MAX),
@@ -284,12 +287,12 @@ impl Shared {
     /// Gives the block cache what the tables' indexes and filters leave of its share.
     pub fn fit_cache(&self) {
         let members = self.crew.members();
-        let bytes = |member: &Arc<Engine>| member.holding.tables.load(Ordering::Relaxed);
+        let bytes = |member: &Arc<Engine>| {
+            member.holding.tables.load(Ordering::Relaxed) + member.tokens.recent_bytes()
+        };
         let tables: usize = members.iter().map(bytes).sum();
-        // A quarter of the budget is theirs: what memtables and cache leave.
-        let beyond = tables.saturating_sub(self.memory / 4);
         let cache_bytes = self.limits.cache_bytes;
-        self.cache.resize(cache_bytes.saturating_sub(beyond).max(cache_bytes / 8));
+        self.cache.resize(cache_bytes.saturating_sub(tables).max(cache_bytes / 8));
     }
 
     /// What belongs to no engine alone.
@@ -298,6 +301,7 @@ impl Shared {
             budget: self.memory as u64,
             arena_pool: self.arenas.free_bytes() as u64,
             block_cache: self.cache.used_bytes() as u64,
+            buffers: self.buffers.free_bytes() as u64,
             ..MemoryStats::default()
         }
     }

@@ -112,6 +112,8 @@ pub struct MemoryStats {
     pub arena_pool: u64,
     /// Blocks in the cache.
     pub block_cache: u64,
+    /// Buffers kept for the next flushes and compactions.
+    pub buffers: u64,
     /// Filters and indexes of open tables, as far as they are copied to the heap.
     pub tables: u64,
     /// The filter of recent tokens of idempotent commits, once there was one.
@@ -196,13 +198,9 @@ impl KeyspaceStats {
 
 impl MemoryStats {
     fn of(engine: &Engine) -> MemoryStats {
-        let tables = |tree: &std::sync::Arc<Tree>| -> u64 {
-            let view = tree.view();
-            view.version.tables().map(|(_, table)| table.memory_bytes() as u64).sum()
-        };
         MemoryStats {
             memtables: engine.memtables_bytes() as u64,
-            tables: engine.trees.load().iter().map(tables).sum(),
+            tables: engine.tables_memory_bytes() as u64,
             tokens: engine.tokens.recent_bytes() as u64,
             ..engine.resources.memory_stats()
         }
@@ -211,7 +209,8 @@ impl MemoryStats {
     /// All of it together.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.memtables + self.arena_pool + self.block_cache + self.tables + self.tokens
+        let caches = self.block_cache + self.buffers + self.tables + self.tokens;
+        self.memtables + self.arena_pool + caches
     }
 }
 
@@ -243,13 +242,14 @@ impl fmt::Display for Stats {
         let memory = &self.memory;
         writeln!(
             f,
-            "memory    {} of {}: memtables {}, arena pool {}, block cache {}, tables {}, \
-             tokens {}",
+            "memory    {} of {}: memtables {}, arena pool {}, block cache {}, buffers {}, \
+             tables {}, tokens {}",
             Bytes(memory.total()),
             Bytes(memory.budget),
             Bytes(memory.memtables),
             Bytes(memory.arena_pool),
             Bytes(memory.block_cache),
+            Bytes(memory.buffers),
             Bytes(memory.tables),
             Bytes(memory.tokens),
         )?;

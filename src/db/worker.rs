@@ -328,8 +328,10 @@ impl Engine {
         Some(self.take(&mut state, job))
     }
 
-    /// Looks at the disk's free space if writers wait, and no job is due that would ease it.
+    /// Looks at the disk's free space if writers wait, and no job is due that would ease it; and at what
+    /// reads have loaded of indexes and filters.
     pub fn look_around(&self) {
+        self.note_tables();
         if self.is_slowed() {
             self.look_at_free_space();
             self.measure_pressure();

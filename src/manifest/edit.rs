@@ -26,6 +26,7 @@
 //!  14  void: LSN varint, LSN varint; the log from the first up to the second was given up, and so was
 //!      every part of a commit across shards that began there; any number of times
 //!  15  voids settled: nothing; no shard has a record any more that names one of those before
+//! 128  log durable: LSN varint; before the edit was written the log was durable up to there
 //!
 //! 13 to 15 occur only where the manifest's header has the feature bit of a shard (file.rs).
 //! ```
@@ -60,6 +61,9 @@ pub(crate) struct Edit {
     pub replay_from: Option<Lsn>,
     /// The log file in which the replay begins; those with smaller numbers are no part of it.
     pub replay_log: Option<FileNumber>,
+    /// The log was durable up to this LSN before the edit was written: what ends before has lost
+    /// something, and not by a crash.
+    pub log_durable: Option<Lsn>,
     /// No seqno beyond this one has been given out.
     pub seqno_lease: Option<SeqNo>,
     /// No file number from this one on has been given out.
@@ -130,6 +134,7 @@ mod tag {
     pub(super) const VOID: u8 = 14;
     pub(super) const VOIDS_SETTLED: u8 = 15;
     pub(super) const SKIPPABLE: u8 = 128;
+    pub(super) const LOG_DURABLE: u8 = 128;
 }
 
 impl Edit {
@@ -176,6 +181,7 @@ impl Edit {
         if self.voids_settled {
             fields.put(tag::VOIDS_SETTLED, |_| {});
         }
+        fields.put_number(tag::LOG_DURABLE, self.log_durable.map(|lsn| lsn.0));
     }
 
     /// Reads an edit.
@@ -185,7 +191,7 @@ impl Edit {
         while !fields.is_empty() {
             let tag = fields.u8()?;
             let mut field = Decoder::new(fields.bytes()?);
-            if tag < tag::SKIPPABLE {
+            if tag < tag::SKIPPABLE || tag == tag::LOG_DURABLE {
                 edit.decode_field(tag, &mut field)?;
                 field.finish()?;
             }
@@ -211,6 +217,7 @@ impl Edit {
             tag::VOID => self.voids.push((Lsn(field.varint()?), Lsn(field.varint()?))),
             tag::VOIDS_SETTLED if self.voids_settled => return Err(DecodeError("a field twice")),
             tag::VOIDS_SETTLED => self.voids_settled = true,
+            tag::LOG_DURABLE => set_once(&mut self.log_durable, Lsn(field.varint()?))?,
             _ => return Err(DecodeError("a field of an unknown tag")),
         }
         Ok(())
@@ -368,6 +375,7 @@ pub(crate) mod tests {
             flushed_upto: vec![(KeyspaceId(0), SeqNo(7)), (KeyspaceId(5), SeqNo::MAX)],
             replay_from: Some(Lsn(300)),
             replay_log: Some(FileNumber(3)),
+            log_durable: Some(Lsn(290)),
             operators_given: vec![(KeyspaceId(0), "min".into())],
             seqno_lease: Some(SeqNo::MAX),
             next_file: Some(FileNumber(12)),
@@ -419,6 +427,7 @@ pub(crate) mod tests {
             edit.flushed_upto.truncate(rng.usize(..3));
             edit.replay_from = rng.bool().then(|| Lsn(rng.u64(..)));
             edit.replay_log = rng.bool().then(|| FileNumber(rng.u64(..)));
+            edit.log_durable = rng.bool().then(|| Lsn(rng.u64(..)));
             edit.seqno_lease = rng.bool().then(|| SeqNo(rng.u64(..=SeqNo::MAX.0)));
             edit.next_file = rng.bool().then(|| FileNumber(rng.u64(..)));
             edit.next_keyspace = rng.bool().then(|| KeyspaceId(rng.u32(..)));

@@ -2,8 +2,8 @@
 //!
 //! Invariants, which every edit is checked against:
 //! - Ids of keyspaces are below `next_keyspace`, numbers of tables below `next_file`, and seqnos
-//!   at most `seqno_lease`. None of the three goes back, nor does `replay_from` or a keyspace's
-//!   `flushed_upto`: what was given out once is never given out again, not even over two crashes.
+//!   at most `seqno_lease`. None of the three goes back, nor does `replay_from`, `log_durable` or a
+//!   keyspace's `flushed_upto`: what was given out once is never given out again, not even over two crashes.
 //! - A keyspace's id was never used before; its name is its own among those that exist.
 //! - A shard stays the one it is. Its voids rise, apart from each other, and end at most where the
 //!   replay begins: what was given up is never read again.
@@ -27,6 +27,7 @@ pub(crate) struct State {
     numbers: BTreeSet<FileNumber>,
     replay_from: Lsn,
     replay_log: FileNumber,
+    log_durable: Lsn,
     seqno_lease: SeqNo,
     next_file: FileNumber,
     next_keyspace: KeyspaceId,
@@ -114,6 +115,7 @@ impl State {
             flushed_upto: self.keyspaces.iter().map(|(&id, k)| (id, k.flushed_upto)).collect(),
             replay_from: Some(self.replay_from),
             replay_log: Some(self.replay_log),
+            log_durable: (self.log_durable > Lsn(0)).then_some(self.log_durable),
             seqno_lease: Some(self.seqno_lease),
             next_file: Some(self.next_file),
             next_keyspace: Some(self.next_keyspace),
@@ -159,6 +161,13 @@ impl State {
     #[must_use]
     pub(crate) fn replay_log(&self) -> FileNumber {
         self.replay_log
+    }
+
+    /// The log has been durable up to this position: it must still be there, from where the replay
+    /// begins. 0 in manifests of before this was recorded.
+    #[must_use]
+    pub(crate) fn log_durable(&self) -> Lsn {
+        self.log_durable
     }
 
     /// No seqno beyond this one has been given out.
@@ -247,6 +256,7 @@ impl State {
     fn apply_numbers(&mut self, edit: &Edit) -> Result<(), Misfit> {
         raise(&mut self.replay_from, edit.replay_from, "the start of the replay")?;
         raise(&mut self.replay_log, edit.replay_log, "the log of the replay")?;
+        raise(&mut self.log_durable, edit.log_durable, "what is durable of the log")?;
         raise(&mut self.seqno_lease, edit.seqno_lease, "the lease of seqnos")?;
         raise(&mut self.next_file, edit.next_file, "the next file number")?;
         raise(&mut self.next_keyspace, edit.next_keyspace, "the next keyspace id")

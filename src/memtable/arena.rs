@@ -16,7 +16,9 @@
 //! Chunks are reused because the first touch of fresh pages costs 1.6 to 5 µs per 4 KiB, which is
 //! more than the entries written to them. A chunk of the pool's size is 2 MiB where the memory
 //! budget allows it. The first chunks of an arena are smaller, each four times the one before,
-//! and come from the allocator, so that a hundred nearly empty keyspaces cost little.
+//! and come from the allocator, so that a hundred nearly empty keyspaces cost little. Larger ones come
+//! from the kernel, and go back to it: glibc keeps what was freed, up to 64 MiB in each of its arenas,
+//! once it has seen that large pieces come and go (with values of megabytes 150 MiB of 64 MiB).
 
 #![expect(unsafe_code, reason = "entries lie in raw memory that lives as long as the arena")]
 
@@ -26,6 +28,7 @@ use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
+use memmap2::MmapMut;
 use parking_lot::Mutex;
 
 use crate::key::{EntryKind, KEY_BYTES_MAX, VALUE_BYTES_MAX};
@@ -33,9 +36,11 @@ use crate::memtable::filter::FilterPool;
 
 /// Size of an arena's first chunk.
 const FIRST_CHUNK_BYTES: usize = 4 << 10;
-/// Chunks start at a cache line, or at a huge page if they are as large as one.
+/// Chunks start at a cache line at least.
 const CHUNK_ALIGN: usize = 64;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Pieces of this size and above come from the kernel.
+const MAPPED_BYTES_MIN: usize = 128 << 10;
 /// Entries start at multiples of this.
 const ENTRY_ALIGN: usize = 8;
 const ENTRY_HEADER_BYTES: usize = 8;
@@ -45,23 +50,24 @@ const ENTRY_HEADER_BYTES: usize = 8;
 pub(crate) struct ArenaPool {
     chunk_bytes: usize,
     leaf_slots: usize,
-    /// While there are more chunks than this, used and free ones together, those that come back go
-    /// back to the allocator: what memtables give up is not to be held on top of what they have.
-    kept_max: usize,
+    /// While there are more bytes than this, used and free ones together, chunks that come back are
+    /// freed: what memtables give up is not to be held on top of what they have.
+    kept_bytes_max: usize,
     filters: Arc<FilterPool>,
     pooled: Mutex<Pooled>,
 }
 
 #[derive(Debug, Default)]
 struct Pooled {
-    used_count: usize,
+    /// In chunks and large entries.
+    used_bytes: usize,
     free: Vec<Memory>,
 }
 
 impl ArenaPool {
-    /// A pool of chunks of `chunk_bytes` each that keeps some for reuse while there are at most
-    /// `kept_bytes_max` of them, used ones included, for memtables of about `memtable_bytes` whose
-    /// leaves are split at `leaf_slots` entries.
+    /// A pool of chunks of `chunk_bytes` each that keeps some for reuse while they are at most
+    /// `kept_bytes_max`, those in use and large entries included, for memtables of about
+    /// `memtable_bytes` whose leaves are split at `leaf_slots` entries.
     ///
     /// # Panics
     /// If `chunk_bytes` is not in 4 KiB..=16 MiB.
@@ -72,14 +78,18 @@ impl ArenaPool {
         memtable_bytes: usize,
     ) -> Arc<ArenaPool> {
         assert!((FIRST_CHUNK_BYTES..=16 << 20).contains(&chunk_bytes));
-        let kept_max = kept_bytes_max / chunk_bytes;
-        let filters = Arc::new(FilterPool::new(memtable_bytes));
-        Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_max, filters, pooled: Mutex::default() })
+        let (filters, pooled) = (Arc::new(FilterPool::new(memtable_bytes)), Mutex::default());
+        Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_bytes_max, filters, pooled })
     }
 
     /// Memtables split their leaves at so many entries.
     pub fn leaf_slots(&self) -> usize {
         self.leaf_slots
+    }
+
+    /// Size of a chunk.
+    pub(super) fn chunk_bytes(&self) -> usize {
+        self.chunk_bytes
     }
 
     /// Where memtables take their filters from.
@@ -93,31 +103,50 @@ impl ArenaPool {
         free * self.chunk_bytes + self.filters.bytes()
     }
 
-    fn take(&self) -> Memory {
+    pub(super) fn take(&self) -> Memory {
         let reused = {
             let mut pooled = self.pooled.lock();
-            pooled.used_count += 1;
+            pooled.used_bytes += self.chunk_bytes;
             pooled.free.pop()
         };
         reused.unwrap_or_else(|| Memory::new(self.chunk_bytes))
     }
 
-    fn put(&self, memory: Memory) {
+    pub(super) fn put(&self, memory: Memory) {
         debug_assert_eq!(memory.bytes(), self.chunk_bytes);
         let mut pooled = self.pooled.lock();
-        pooled.used_count -= 1;
-        if pooled.used_count + pooled.free.len() < self.kept_max {
+        pooled.used_bytes -= self.chunk_bytes;
+        if self.held_bytes(&pooled) + self.chunk_bytes <= self.kept_bytes_max {
             pooled.free.push(memory);
         }
         // Otherwise the parameter is dropped after the lock is released: locals go first.
+    }
+
+    /// Memory for one large entry, in place of free chunks where both together are too much.
+    fn take_large(&self, bytes: usize) -> Memory {
+        let given_up: Vec<Memory> = {
+            let mut pooled = self.pooled.lock();
+            pooled.used_bytes += bytes;
+            let over = self.held_bytes(&pooled).saturating_sub(self.kept_bytes_max);
+            let kept = pooled.free.len().saturating_sub(over.div_ceil(self.chunk_bytes));
+            pooled.free.drain(kept..).collect()
+        };
+        drop(given_up);
+        Memory::new(bytes)
+    }
+
+    fn held_bytes(&self, pooled: &Pooled) -> usize {
+        pooled.used_bytes + pooled.free.len() * self.chunk_bytes
     }
 }
 
 /// An owned piece of raw memory.
 #[derive(Debug)]
-struct Memory {
+pub(super) struct Memory {
     start: NonNull<u8>,
     layout: Layout,
+    /// Where it came from the kernel; else it came from the allocator.
+    mapping: Option<MmapMut>,
 }
 
 // SAFETY: Memory owns what it points to, and gives no access to it itself.
@@ -126,38 +155,47 @@ unsafe impl Send for Memory {}
 impl Memory {
     fn new(bytes: usize) -> Memory {
         assert!(bytes > 0);
-        let align =
-            if bytes.is_multiple_of(HUGE_PAGE_BYTES) { HUGE_PAGE_BYTES } else { CHUNK_ALIGN };
-        let layout = Layout::from_size_align(bytes, align).expect("a chunk's size fits an isize");
+        let layout = Layout::from_size_align(bytes, CHUNK_ALIGN);
+        let layout = layout.expect("a chunk's size fits an isize");
+        if bytes >= MAPPED_BYTES_MIN
+            && let Ok(mut mapping) = MmapMut::map_anon(bytes)
+        {
+            advise_huge_pages(&mapping);
+            let start = NonNull::new(mapping.as_mut_ptr()).expect("a mapping is not at 0");
+            return Memory { start, layout, mapping: Some(mapping) };
+        }
         // SAFETY: the layout's size is not 0, asserted above.
         let start = unsafe { alloc(layout) };
         let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        let memory = Memory { start, layout };
-        memory.advise_huge_pages();
-        memory
+        Memory { start, layout, mapping: None }
     }
 
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.layout.size()
     }
 
-    /// Entries are read in key order and written in time order, so nearly every access of a large
-    /// memtable misses the TLB too unless the pages are huge. Only advice: errors do not matter.
-    fn advise_huge_pages(&self) {
-        #[cfg(target_os = "linux")]
-        if self.layout.align() == HUGE_PAGE_BYTES {
-            use rustix::mm::{Advice, madvise};
-            let start = self.start.as_ptr().cast();
-            // SAFETY: the advice changes no contents, and the range is ours and page-aligned.
-            let _ = unsafe { madvise(start, self.bytes(), Advice::LinuxHugepage) };
-        }
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
     }
+}
+
+/// Entries are read in key order and written in time order, so nearly every access of a large
+/// memtable misses the TLB too unless the pages are huge. Only advice: errors do not matter.
+fn advise_huge_pages(mapping: &MmapMut) {
+    #[cfg(target_os = "linux")]
+    if mapping.len() >= HUGE_PAGE_BYTES {
+        let _ = mapping.advise(memmap2::Advice::HugePage);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = mapping;
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc` with this layout, and is freed only here.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        if self.mapping.is_none() {
+            // SAFETY: `start` came from `alloc` with this layout, and is freed only here.
+            unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        }
     }
 }
 
@@ -272,7 +310,7 @@ impl Arena {
 
     #[cold]
     fn allocate_large(&self, bytes: usize) -> NonNull<u8> {
-        let memory = Memory::new(bytes);
+        let memory = self.pool.take_large(bytes);
         let start = memory.start;
         let mut chunks = self.chunks.lock();
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -325,7 +363,12 @@ unsafe impl Sync for Arena {}
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        for chunk in self.chunks.get_mut().shared.drain(..) {
+        let chunks = self.chunks.get_mut();
+        let large: usize = chunks.large.iter().map(Memory::bytes).sum();
+        if large > 0 {
+            self.pool.pooled.lock().used_bytes -= large;
+        }
+        for chunk in chunks.shared.drain(..) {
             if chunk.memory.bytes() == self.pool.chunk_bytes {
                 self.pool.put(chunk.memory);
             }

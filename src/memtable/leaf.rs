@@ -9,6 +9,7 @@
 //! 16       48                  upper fence: every entry of the leaf is before it
 //! 64       capacity, up to 64  tags: a byte of each key's hash
 //! ..       32 * capacity       slots
+//! ..       8                   the `Blocks` that it is a block of; null if it is the allocator's
 //! ```
 //!
 //! Invariants:
@@ -31,12 +32,14 @@ use std::marker::PhantomData;
 use std::ops::{ControlFlow, Range};
 use std::ptr::{self, NonNull};
 use std::slice;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use smallvec::SmallVec;
 
 use crate::key::{EntryKind, SeqNo};
 use crate::memtable::arena::{Entry, prefetch};
+use crate::memtable::blocks::{Blocks, SIZE_COUNT};
 use crate::memtable::position::{self, HEAD_BYTES, Position};
 
 /// No leaf has more unsorted slots.
@@ -254,32 +257,56 @@ impl Lens {
 fn layout(capacity: usize) -> (Layout, usize) {
     let tags = capacity.next_multiple_of(CACHE_LINE);
     let slots_at = size_of::<Header>() + tags;
-    let bytes = slots_at + capacity * size_of::<Slot>();
+    let bytes = slots_at + capacity * size_of::<Slot>() + size_of::<*const Blocks>();
     (Layout::from_size_align(bytes, CACHE_LINE).expect("a leaf is small"), slots_at)
+}
+
+/// Leaves with room for so many more slots than others are in larger blocks.
+const BLOCK_STEP: usize = 64;
+
+/// Which size of block a leaf needs, if there is one for it, and the bytes of such a block.
+fn block_size(capacity: usize) -> Option<(usize, usize)> {
+    let size = capacity.checked_sub(1)? / BLOCK_STEP;
+    let bytes = layout((size + 1) * BLOCK_STEP).0.size().next_multiple_of(CACHE_LINE);
+    // The smallest leaves would waste most of a block.
+    (capacity > BLOCK_STEP / 2 && size < SIZE_COUNT).then_some((size, bytes))
 }
 
 impl OwnedLeaf {
     /// A leaf with the slots `range` of `run`, all before `upper`, and room for `capacity`. Versions
-    /// that only reads below `collapsed` need may be missing.
+    /// that only reads below `collapsed` need may be missing. It is one of the blocks, if any are given
+    /// and they have its size.
     pub fn new(
         run: &Run,
         range: Range<usize>,
         capacity: usize,
         upper: Position<'static>,
         collapsed: SeqNo,
+        blocks: Option<&Arc<Blocks>>,
     ) -> OwnedLeaf {
         let len = range.len();
         assert!(len <= capacity && capacity <= u16::MAX as usize);
         debug_assert!(len == 0 || run.slots[range.end - 1].is_before_position(&upper));
         let (layout, _) = layout(capacity);
-        // SAFETY: the size is at least that of the header.
-        let memory = unsafe { alloc(layout) };
-        let header = NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout)).cast();
+        let (memory, owner) = match (blocks, block_size(capacity)) {
+            (Some(blocks), Some((size, bytes))) => {
+                (blocks.allocate(size, bytes), Arc::as_ptr(blocks))
+            }
+            _ => {
+                // SAFETY: the size is at least that of the header.
+                let memory = unsafe { alloc(layout) };
+                let memory = NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout));
+                (memory, ptr::null())
+            }
+        };
+        let header = memory.cast();
         let lens = AtomicU32::new(Lens { sorted: len, len }.pack());
         // SAFETY: freshly allocated with the alignment and at least the size of a header.
         unsafe { header.write(Header { lens, capacity: capacity as u32, collapsed, upper }) };
         let owned = OwnedLeaf(header);
         let leaf = owned.borrow();
+        // SAFETY: the last word of the allocation, aligned as the slots before it are.
+        unsafe { leaf.owner_at().write(owner) };
         let slots = run.slots[range.clone()].as_ptr();
         // SAFETY: `len` slots fit, since len <= capacity; the run's vector is elsewhere.
         unsafe { ptr::copy_nonoverlapping(slots, leaf.slots_start(), len) };
@@ -320,10 +347,29 @@ impl<'g> LeafRef<'g> {
     /// # Safety
     /// Nobody uses the leaf any more, and nobody frees it again.
     pub unsafe fn free(self) {
-        let (layout, _) = layout(self.capacity());
-        // SAFETY: allocated with this layout; the caller is the last to use it. Nothing in the
-        // header needs a destructor.
-        unsafe { dealloc(self.header.cast().as_ptr(), layout) };
+        let owner = self.owner();
+        if owner.is_null() {
+            let (layout, _) = layout(self.capacity());
+            // SAFETY: allocated with this layout; the caller is the last to use it. Nothing in the
+            // header needs a destructor.
+            unsafe { dealloc(self.header.cast().as_ptr(), layout) };
+        } else {
+            let (size, _) = block_size(self.capacity()).expect("it has a block");
+            // SAFETY: these blocks gave it with this size; the caller is the last to use it.
+            unsafe { Blocks::free(owner, size, self.header.cast()) };
+        }
+    }
+
+    /// Where the last word is.
+    fn owner_at(self) -> *mut *const Blocks {
+        // SAFETY: it follows the slots in the same allocation.
+        unsafe { self.slots_start().add(self.capacity()).cast() }
+    }
+
+    /// The blocks that it is one of, or null.
+    fn owner(self) -> *const Blocks {
+        // SAFETY: written when the leaf was made, and never again.
+        unsafe { self.owner_at().read() }
     }
 
     #[inline]

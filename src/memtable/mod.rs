@@ -2,6 +2,7 @@
 //!
 //! - `position`: where an entry stands in the order, compared without following pointers.
 //! - `arena`: the memory of the entries, and the pool it comes from.
+//! - `blocks`: the memory of the leaves, from the same pool.
 //! - `leaf`: some hundred slots that point at entries.
 //! - `filter`: tells of most keys that they are not here.
 //! - `collapse`: what a leaf that is sorted anew may leave out.
@@ -56,6 +57,7 @@
 mod arena;
 #[cfg(feature = "testing")]
 pub mod bench;
+mod blocks;
 mod collapse;
 mod cursor;
 mod filter;
@@ -66,7 +68,7 @@ mod tests;
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::ops::{Bound, ControlFlow};
+use std::ops::{Bound, ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
@@ -81,6 +83,7 @@ pub(crate) use crate::memtable::cursor::MemtableCursor;
 use crate::cursor::ValueRef;
 use crate::key::{EntryKind, SeqNo, hash};
 use crate::memtable::arena::{Arena, prefetch};
+use crate::memtable::blocks::Blocks;
 use crate::memtable::filter::Filter;
 use crate::memtable::leaf::{Header, LeafRef, OwnedLeaf, Run, Slot, TAIL_SLOTS_MAX};
 use crate::memtable::position::Position;
@@ -138,6 +141,8 @@ pub(crate) struct Memtable {
     arena: Arena,
     filter: Filter,
     shape: Shape,
+    /// Where leaves lie once there are enough of them.
+    blocks: Arc<Blocks>,
     /// Bytes of the current leaves and the index. Replaced leaves that are not freed yet do not
     /// count: a few per thread.
     leaves_bytes: AtomicUsize,
@@ -205,14 +210,10 @@ impl Memtable {
         let index = SkipList::new(epoch::default_collector().clone());
         let (arena, filter) = (Arena::new(pool), Filter::new(pool.filters()));
         let (leaves_bytes, tombstones) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let memtable = Memtable { index, arena, filter, shape, leaves_bytes, tombstones };
-        let first = OwnedLeaf::new(
-            &Run::default(),
-            0..0,
-            shape.slots_max.min(8),
-            Position::END,
-            SeqNo::ZERO,
-        );
+        let blocks = Blocks::new(pool);
+        let memtable = Memtable { index, arena, filter, shape, blocks, leaves_bytes, tombstones };
+        let room = shape.slots_max.min(8);
+        let first = memtable.make_leaf(&Run::default(), 0..0, room, Position::END, SeqNo::ZERO);
         memtable.add_node(Lower(Position::START), Node::new(memtable.count(first)), &epoch::pin());
         memtable
     }
@@ -337,10 +338,17 @@ impl Memtable {
         MemtableCursor::new(Arc::clone(self))
     }
 
-    /// Bytes of memory held: entries, leaves and an estimate of the index. The filter, less than a
-    /// hundredth of that, counts in its pool.
+    /// How large it is: entries, leaves and an estimate of the index. The filter, less than a hundredth
+    /// of that, counts in its pool.
     pub fn bytes(&self) -> usize {
         self.arena.held_bytes() + self.leaves_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of memory held, those of free blocks included: of uniform keys all leaves grow at once, and
+    /// what they lay in before is free until they are split.
+    pub fn held_bytes(&self) -> usize {
+        let leaves_bytes = self.leaves_bytes.load(Ordering::Relaxed);
+        self.arena.held_bytes() + leaves_bytes.max(self.blocks.held_bytes())
     }
 
     /// How many entries were added, versions counted singly.
@@ -449,7 +457,7 @@ impl Memtable {
         }
         let len = run.len();
         if len <= self.shape.slots_max {
-            let new = OwnedLeaf::new(&run, 0..len, self.room(len), *old.upper(), collapsed);
+            let new = self.make_leaf(&run, 0..len, self.room(len), *old.upper(), collapsed);
             node.replace(self.count(new), guard);
         } else if in_order {
             // Keys arrive in order: leave the left leaf full, and expect more behind it.
@@ -504,14 +512,15 @@ impl Memtable {
         }
         all.append(run);
         let len = all.len();
-        let merged = OwnedLeaf::new(&all, 0..len, self.room(len), *old.upper(), collapsed);
+        let merged = self.make_leaf(&all, 0..len, self.room(len), *old.upper(), collapsed);
         left.replace(self.count(merged), guard);
         race(RacePoint::Merged);
         let entry = self.index.get(lower, guard).expect("only the holder of its lock removes it");
         assert!(entry.remove(), "only the holder of its lock removes it");
         race(RacePoint::Unlinked);
         let gone = NODE_BYTES + old.bytes() + left_leaf.bytes();
-        node.replace(OwnedLeaf::new(&Run::default(), 0..0, 1, *lower, collapsed), guard);
+        let nothing = OwnedLeaf::new(&Run::default(), 0..0, 1, *lower, collapsed, None);
+        node.replace(nothing, guard);
         self.leaves_bytes.fetch_sub(gone, Ordering::Relaxed);
         true
     }
@@ -529,8 +538,8 @@ impl Memtable {
     ) {
         let fence = run.fence(left_end);
         let upper = *node.leaf(guard).upper();
-        let left = OwnedLeaf::new(run, 0..left_end, left_capacity, fence, collapsed);
-        let right = OwnedLeaf::new(run, left_end..right_end, right_capacity, upper, collapsed);
+        let left = self.make_leaf(run, 0..left_end, left_capacity, fence, collapsed);
+        let right = self.make_leaf(run, left_end..right_end, right_capacity, upper, collapsed);
         let (left, right) = (self.count(left), Node::new(self.count(right)));
         // Locked before anyone can see it, until the left half is in its place; see "Readers".
         let token = Some(right.lock.lock());
@@ -553,6 +562,20 @@ impl Memtable {
         self.index.insert(lower, node, guard).release(guard);
         let added = self.index.get(&position, guard);
         added.expect("nobody else can have its lock, without which it is not removed")
+    }
+
+    /// A leaf, as [`OwnedLeaf::new`] makes it, in a block if the memtable has enough for them.
+    fn make_leaf(
+        &self,
+        run: &Run,
+        range: Range<usize>,
+        capacity: usize,
+        upper: Position<'static>,
+        collapsed: SeqNo,
+    ) -> OwnedLeaf {
+        let leaves_bytes = self.leaves_bytes.load(Ordering::Relaxed);
+        let blocks = self.blocks.are_worth(leaves_bytes).then_some(&self.blocks);
+        OwnedLeaf::new(run, range, capacity, upper, collapsed, blocks)
     }
 
     /// Counts a new leaf's bytes.

@@ -19,7 +19,8 @@
 //! newest, nothing comes after it; then the header with one bit flipped back, if one of those is
 //! valid, is used to search the file for witnesses (never to replay it). What is left of the
 //! exception is a newest log file whose header is damaged in more than one bit: it looks exactly
-//! like one whose creation a power loss cut short, and is discarded.
+//! like one whose creation a power loss cut short, and is discarded, unless the manifest knows that
+//! the log was durable further ([`Replay::durable`]).
 //!
 //! A file whose header names another number than its name does, files whose numbers and first
 //! LSNs are in different orders, and an intact record where the next file has already begun,
@@ -247,8 +248,9 @@ impl LogChain {
             self.enter(next);
             return Ok(());
         }
-        // A log without a next file may end in any of the ordinary ways.
-        let ordinary = next_lsn.is_none() && !matches!(stop, Stop::Bad(_));
+        // A log without a next file may end in any of the ordinary ways, but not before what was durable.
+        let ordinary =
+            next_lsn.is_none() && !matches!(stop, Stop::Bad(_)) && self.lsn >= self.replay.durable;
         match self.replay.mode {
             Mode::Strict => self.refuse_if_safe(&stop)?,
             Mode::PointInTime => {}
@@ -321,7 +323,7 @@ impl LogChain {
             None => match (self.unreadable.first(), self.links.first()) {
                 (Some(file), _) => (file.path.clone(), 0),
                 (None, Some(link)) => (link.path.clone(), 0),
-                (None, None) => (self.replay.dir.clone(), 0),
+                (None, None) => (FileKind::Log.path(&self.replay.dir, self.replay.from_log), 0),
             },
         }
     }

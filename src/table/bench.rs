@@ -74,7 +74,7 @@ impl<'a> Tables<'a> {
         let config = TableConfig { block_bytes: 4096, lz4: false, filter };
         let number = FileNumber(number);
         let mut builder = TableBuilder::create(&self.fs, self.dir, number, &config)?;
-        let sources = sources.iter().map(|table| table.0.compaction_cursor());
+        let sources = sources.iter().map(|table| table.0.verifying_cursor());
         let mut cursor = MergeCursor::new(sources);
         cursor.seek_to_first()?;
         while cursor.valid() {
@@ -112,7 +112,7 @@ impl OpenTable {
     /// # Errors
     /// Those of a read.
     pub fn compaction_scan(&self) -> Result<u64> {
-        walk(self.0.compaction_cursor())
+        walk(self.0.verifying_cursor())
     }
 
     /// Walks several tables as one.

@@ -6,9 +6,9 @@
 //!    that fills a block by itself goes into the chunk at once.
 //! 3. [`TableBuilder::finish`] writes index, filter, properties, origin, directory and footer, and syncs.
 //!
-//! The file is written in chunks of 2 MiB, at multiples of 2 MiB: files written so are mapped with
-//! huge pages, and touching such a mapping at random costs 59 to 110 ns a page where one written
-//! by 4 KiB costs 1,383.
+//! The file is written in chunks of 2 MiB, at multiples of 2 MiB, or less where memory is scarce: files
+//! written so are mapped with huge pages, and touching such a mapping at random costs 59 to 110 ns a
+//! page where one written by 4 KiB costs 1,383.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,13 +24,21 @@ use crate::options::Filter;
 use crate::table::block::{BlockBuilder, shared_prefix};
 use crate::table::filter;
 use crate::table::layout::{FLAG_OPTIONAL, Layout, Section, section_kind};
-use crate::table::{CODEC_LZ4, CODEC_NONE, Origin, SEQNO_BEFORE_ALL, TableConfig, TableFacts};
+use crate::table::{
+    Buffers, CODEC_LZ4, CODEC_NONE, Origin, SEQNO_BEFORE_ALL, TableConfig, TableFacts,
+};
 
-/// The file is written in pieces of so many bytes.
+/// The file is written in pieces of so many bytes, and not of fewer than the next.
 const CHUNK_BYTES: usize = 2 << 20;
+const CHUNK_BYTES_MIN: usize = 64 << 10;
+/// A value of so many bytes is written by itself.
+const HUGE_BYTES: usize = 2 << 20;
 /// And blocks of the disk are reserved in pieces of so many: a chunk is then written in two thirds of
 /// the time (0.33 ms, 0.47 ms without), since the file system has nothing to decide page by page.
 const RESERVED_BYTES: u64 = 8 << 20;
+
+/// Room for so many hashes at first.
+const HASHES_FIRST: usize = 512;
 
 /// Builds one table. After an error it can only be dropped, which removes the file.
 pub(crate) struct TableBuilder<'fs> {
@@ -44,6 +52,9 @@ pub(crate) struct TableBuilder<'fs> {
     unbounded: Option<(u64, u32)>,
     /// One of each user key, in order of the keys.
     hashes: Vec<u64>,
+    /// There are to be no more of them.
+    keys_max: usize,
+    buffers: Option<Arc<Buffers>>,
     compressor: Compressor,
     last_key: Vec<u8>,
     last_seqno: SeqNo,
@@ -65,7 +76,14 @@ impl<'fs> TableBuilder<'fs> {
         let path = FileKind::Table.path(dir, number);
         let file = fs.create(&path).map_err(|e| Error::io("create", &path, e))?;
         let id = FileId(fs.random_id());
-        let mut out = ChunkWriter { file, path, buffer: Vec::new(), written: 0, reserved: 0 };
+        let mut out = ChunkWriter {
+            file,
+            path,
+            chunk_bytes: CHUNK_BYTES,
+            buffer: Vec::new(),
+            written: 0,
+            reserved: 0,
+        };
         out.buffer.extend_from_slice(&FileHeader::new(FileKind::Table, id, number).encode());
         let facts = TableFacts {
             number,
@@ -89,6 +107,8 @@ impl<'fs> TableBuilder<'fs> {
             index: BlockBuilder::default(),
             unbounded: None,
             hashes: Vec::new(),
+            keys_max: usize::MAX,
+            buffers: None,
             compressor: Compressor::default(),
             last_key: Vec::new(),
             last_seqno: SeqNo::ZERO,
@@ -109,6 +129,30 @@ impl<'fs> TableBuilder<'fs> {
         self.origin = Some(origin);
     }
 
+    /// Lets it take about so much for what is to be written, and so much for building the filter.
+    pub fn limit_memory(&mut self, chunk_bytes: usize, filter_bytes: usize) {
+        let chunk_bytes = chunk_bytes.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES);
+        self.out.chunk_bytes = 1 << chunk_bytes.ilog2();
+        if self.config.filter != Filter::None {
+            self.keys_max = (filter_bytes / filter::BUILD_BYTES_PER_KEY).max(1);
+        }
+    }
+
+    /// Lets it collect what is to be written in one of these.
+    pub fn use_buffers(&mut self, buffers: &Arc<Buffers>) {
+        // What a block adds beyond the chunk must not make it grow, which would double it.
+        let mut buffer = buffers.take(self.out.chunk_bytes + self.out.chunk_bytes / 8);
+        buffer.extend_from_slice(&self.out.buffer);
+        self.out.buffer = buffer;
+        self.buffers = Some(Arc::clone(buffers));
+    }
+
+    /// True once there are as many keys as the filter may have: time for another table.
+    #[inline]
+    pub fn has_keys_enough(&self) -> bool {
+        self.hashes.len() >= self.keys_max
+    }
+
     /// Adds an entry, which must come after the ones before in entry order.
     pub fn add(&mut self, key: &[u8], seqno: SeqNo, kind: EntryKind, value: &[u8]) -> Result<()> {
         assert!(key.len() <= KEY_BYTES_MAX && value.len() <= VALUE_BYTES_MAX);
@@ -120,7 +164,7 @@ impl<'fs> TableBuilder<'fs> {
             new_key || (key == self.last_key && seqno < self.last_seqno),
             "entries are added in ascending order"
         );
-        let huge = value.len() >= CHUNK_BYTES;
+        let huge = value.len() >= HUGE_BYTES;
         let alone = huge || value.len() >= self.config.block_bytes;
         let full = self.block.bytes_estimate() + key.len() + value.len() > self.config.block_bytes;
         if (full || alone) && !self.block.is_empty() {
@@ -131,6 +175,10 @@ impl<'fs> TableBuilder<'fs> {
         }
         if new_key {
             if self.config.filter != Filter::None {
+                if self.hashes.len() == self.hashes.capacity() {
+                    // Not doubled: half of that would be for nothing.
+                    self.hashes.reserve_exact((self.hashes.len() / 4).max(HASHES_FIRST));
+                }
                 self.hashes.push(key::hash(key));
             }
             self.last_key.clear();
@@ -321,6 +369,9 @@ impl<'fs> TableBuilder<'fs> {
 
 impl Drop for TableBuilder<'_> {
     fn drop(&mut self) {
+        if let Some(buffers) = &self.buffers {
+            buffers.put(std::mem::take(&mut self.out.buffer));
+        }
         if !self.finished {
             // Best effort: open removes files that no manifest names.
             let _ = self.fs.remove(&self.out.path);
@@ -375,6 +426,8 @@ impl Compressor {
 struct ChunkWriter {
     file: Arc<dyn File>,
     path: PathBuf,
+    /// A power of two.
+    chunk_bytes: usize,
     /// What comes after the `written` bytes.
     buffer: Vec<u8>,
     written: u64,
@@ -395,11 +448,12 @@ impl ChunkWriter {
     /// Writes the whole chunks that the buffer holds, up to a multiple of the chunk's size.
     #[inline]
     fn write_chunks(&mut self) -> Result<()> {
-        let missing = CHUNK_BYTES - (self.written % CHUNK_BYTES as u64) as usize;
+        let chunk_bytes = self.chunk_bytes;
+        let missing = chunk_bytes - (self.written % chunk_bytes as u64) as usize;
         if self.buffer.len() < missing {
             return Ok(());
         }
-        let whole = missing + (self.buffer.len() - missing) / CHUNK_BYTES * CHUNK_BYTES;
+        let whole = missing + (self.buffer.len() - missing) / chunk_bytes * chunk_bytes;
         let end = self.written + whole as u64;
         if end > self.reserved {
             self.reserve(end.next_multiple_of(RESERVED_BYTES))?;
@@ -409,7 +463,7 @@ impl ChunkWriter {
 
     fn write_front(&mut self, bytes: usize) -> Result<()> {
         write(&*self.file, &self.path, self.written, &self.buffer[..bytes])?;
-        if bytes >= CHUNK_BYTES {
+        if bytes >= self.chunk_bytes {
             // The disk is busy with it while the next chunk is made, not only in the sync.
             self.file.write_back(self.written, bytes as u64);
         }

@@ -159,6 +159,17 @@ mod tests {
     }
 
     #[test]
+    fn a_cache_that_is_to_take_less_lets_go_of_blocks() {
+        let cache = BlockCache::new(1 << 20);
+        for block in 0..1000u64 {
+            cache.insert(BlockPlace::new(FileId(7), block * 4096), Bytes::from(vec![0; 4096]));
+        }
+        assert!(cache.used_bytes() > 256 << 10);
+        cache.resize(64 << 10);
+        assert!(cache.used_bytes() <= 64 << 10, "{}", cache.used_bytes());
+    }
+
+    #[test]
     fn a_cache_of_no_bytes_keeps_nothing() {
         let cache = BlockCache::new(0);
         cache.insert(BlockPlace::new(FileId(1), 0), Bytes::from_static(b"x"));

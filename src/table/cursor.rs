@@ -1,29 +1,26 @@
 //! Walks a table: a block at a time, putting each key together in a buffer.
 //!
 //! The same cursor serves users and compactions; they differ in where blocks come from. Users'
-//! blocks lie in the mapping or the block cache. Compactions read chunks of 1 MiB with `pread`
+//! blocks lie in the mapping or the block cache. Compactions read large chunks with `pread`
 //! while they go forward, verify index and blocks each time, so that rot is never copied under a
 //! fresh checksum, and leave the cache to the users.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::cursor::{Cursor, ValueRef};
 use crate::error::Result;
 use crate::key::{self, EntryKind, SeqNo};
-use crate::table::SEQNO_BEFORE_ALL;
 use crate::table::block::{Block, Shape};
 use crate::table::layout::section_kind;
 use crate::table::reader::{Content, Index, Source, Table, prefetch_front};
+use crate::table::{Buffers, SEQNO_BEFORE_ALL};
 
 /// Keys up to this length are put together without allocating again. A suffix is copied in pieces
 /// of 8 bytes, the last of which may run over.
 const USUAL_KEY_BYTES: usize = 48;
-/// How far a compaction's cursor reads ahead.
-const READ_AHEAD_BYTES: u64 = 1 << 20;
-
 /// A position in a table.
 pub(crate) struct TableCursor {
     table: Arc<Table>,
@@ -46,8 +43,17 @@ enum Access {
     ReadAhead(ReadAhead),
 }
 
-#[derive(Default)]
+/// How a compaction's cursor reads ahead.
+#[derive(Clone)]
+pub(crate) struct Ahead {
+    /// So far.
+    pub bytes: usize,
+    /// Into one of these.
+    pub buffers: Arc<Buffers>,
+}
+
 struct ReadAhead {
+    ahead: Ahead,
     /// Its own copy: the table's may lie in a mapping that rots after it was verified.
     index: Option<Index>,
     chunk: Bytes,
@@ -61,8 +67,10 @@ impl TableCursor {
         TableCursor::new(table, Access::Shared)
     }
 
-    pub fn reading_ahead(table: Arc<Table>) -> TableCursor {
-        TableCursor::new(table, Access::ReadAhead(ReadAhead::default()))
+    pub fn reading_ahead(table: Arc<Table>, ahead: Ahead) -> TableCursor {
+        let (chunk, chunk_at) = (Bytes::new(), 0);
+        let ahead = ReadAhead { ahead, index: None, chunk, chunk_at, next_ordinal: 0 };
+        TableCursor::new(table, Access::ReadAhead(ahead))
     }
 
     fn new(table: Arc<Table>, access: Access) -> TableCursor {
@@ -321,7 +329,7 @@ impl ReadAhead {
         if place.start < self.chunk_at || place.end > chunk_end {
             let data_end = table.layout().required(section_kind::DATA).range().end;
             let end = if ordinal == self.next_ordinal {
-                place.end.max(data_end.min(place.start + READ_AHEAD_BYTES))
+                place.end.max(data_end.min(place.start + self.ahead.bytes as u64))
             } else {
                 place.end
             };
@@ -336,12 +344,28 @@ impl ReadAhead {
     /// Reads `range`, into the memory of the last chunk if nobody else holds it: a fresh
     /// megabyte costs 256 page faults.
     fn fill(&mut self, table: &Table, range: Range<u64>) -> Result<()> {
-        let chunk = std::mem::take(&mut self.chunk);
-        let mut chunk = chunk.try_into_mut().unwrap_or_else(|_| BytesMut::new());
-        chunk.resize((range.end - range.start) as usize, 0);
+        let bytes = (range.end - range.start) as usize;
+        let chunk = std::mem::take(&mut self.chunk).try_into_mut().map(Vec::from);
+        let mut chunk = match chunk {
+            Ok(chunk) if chunk.capacity() >= bytes => chunk,
+            _ => self.ahead.buffers.take(bytes.max(self.ahead.bytes)),
+        };
+        chunk.resize(bytes, 0);
         table.read_into(&mut chunk, range.start)?;
-        self.chunk = chunk.freeze();
+        self.chunk = Bytes::from(chunk);
         self.chunk_at = range.start;
         Ok(())
+    }
+}
+
+impl Drop for TableCursor {
+    fn drop(&mut self) {
+        if let Access::ReadAhead(ahead) = &mut self.access {
+            // Of an uncompressed block it may be a slice.
+            self.block = Bytes::new();
+            if let Ok(chunk) = std::mem::take(&mut ahead.chunk).try_into_mut() {
+                ahead.ahead.buffers.put(Vec::from(chunk));
+            }
+        }
     }
 }

@@ -56,7 +56,7 @@ pub(crate) fn dump(fs: &dyn Fs, dir: &Path, number: FileNumber, out: &mut dyn Wr
 }
 
 fn dump_blocks(table: &Arc<Table>, lines: &mut Lines<'_>) -> Result<()> {
-    let mut cursor = table.compaction_cursor();
+    let mut cursor = table.verifying_cursor();
     let mut block = None;
     cursor.seek_to_first()?;
     while cursor.valid() {

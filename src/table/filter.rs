@@ -42,6 +42,10 @@ const BLOOM_BITS_INSTEAD: u8 = 10;
 /// positives rise to 3.3 %.
 const BLOOM_SEED: &[u8; 32] = b"esker bloom 1st.esker bloom 2nd.";
 
+/// What building a filter takes for each key, beside what remains: the hash, and what `xorf` needs to
+/// place 1.14 fingerprints.
+pub(crate) const BUILD_BYTES_PER_KEY: usize = 34;
+
 /// A filter that has been read from a table.
 pub(crate) enum TableFilter {
     /// There is none, or one of a kind that this version does not know.

@@ -64,6 +64,7 @@
 #[cfg(feature = "testing")]
 pub mod bench;
 pub(crate) mod block;
+pub(crate) mod buffers;
 pub(crate) mod builder;
 pub(crate) mod cache;
 pub(crate) mod cursor;
@@ -73,6 +74,7 @@ pub(crate) mod layout;
 pub(crate) mod reader;
 pub(crate) mod salvage;
 
+pub(crate) use crate::table::buffers::Buffers;
 pub(crate) use crate::table::cache::BlockCache;
 pub(crate) use crate::table::reader::Table;
 

@@ -22,10 +22,12 @@ use crate::key::{self, EntryKind, SeqNo};
 use crate::options::ReadMode;
 use crate::table::block::{Block, Shape, first_at_least};
 use crate::table::cache::{BlockCache, BlockPlace};
-use crate::table::cursor::TableCursor;
+use crate::table::cursor::{Ahead, TableCursor};
 use crate::table::filter::{TableFilter, prefetch};
 use crate::table::layout::{Layout, Section, section_kind};
-use crate::table::{CODEC_LZ4, CODEC_NONE, Origin, SEQNO_BEFORE_ALL, TRAILER_BYTES, TableFacts};
+use crate::table::{
+    Buffers, CODEC_LZ4, CODEC_NONE, Origin, SEQNO_BEFORE_ALL, TRAILER_BYTES, TableFacts,
+};
 
 /// LZ4 makes at most 255 bytes of one; a block that says more is damage, found before its memory
 /// is allocated.
@@ -238,10 +240,15 @@ impl Table {
         TableCursor::shared(Arc::clone(self))
     }
 
-    /// A cursor for compactions: reads ahead with `pread`, verifies every byte that it reads, and
-    /// leaves the cache alone.
-    pub fn compaction_cursor(self: &Arc<Self>) -> TableCursor {
-        TableCursor::reading_ahead(Arc::clone(self))
+    /// A cursor for compactions: reads ahead so far with `pread`, verifies every byte that it reads,
+    /// and leaves the cache alone.
+    pub fn compaction_cursor(self: &Arc<Self>, ahead: Ahead) -> TableCursor {
+        TableCursor::reading_ahead(Arc::clone(self), ahead)
+    }
+
+    /// The same for whoever reads nothing else meanwhile.
+    pub fn verifying_cursor(self: &Arc<Self>) -> TableCursor {
+        self.compaction_cursor(Ahead { bytes: 1 << 20, buffers: Buffers::new(0) })
     }
 
     /// Bytes on the heap that this open table holds: index, filter, bitmap.
@@ -295,7 +302,7 @@ impl Table {
             ..self.facts
         };
         let mut last: Option<(Vec<u8>, SeqNo)> = None;
-        let mut cursor = self.compaction_cursor();
+        let mut cursor = self.verifying_cursor();
         cursor.seek_to_first()?;
         while cursor.valid() {
             let (key, seqno) = (cursor.key(), cursor.seqno());

@@ -130,7 +130,7 @@ fn visit(table: &Table, key: &[u8], snapshot: SeqNo, most: usize) -> Result<Vec<
 }
 
 fn check_all(table: &Arc<Table>, entries: &[Entry], random: &mut fastrand::Rng) {
-    for mut cursor in [table.cursor(), table.compaction_cursor()] {
+    for mut cursor in [table.cursor(), table.verifying_cursor()] {
         assert!(!cursor.valid());
         cursor.seek_to_first().unwrap();
         for entry in entries {
@@ -435,7 +435,7 @@ fn check_damage(fs: &SimFs, facts: &TableFacts, entries: &[Entry], damaged: bool
                 Err(error) => assert!(damaged && error.is_corruption(), "{error}"),
             }
         }
-        for mut cursor in [table.cursor(), table.compaction_cursor()] {
+        for mut cursor in [table.cursor(), table.verifying_cursor()] {
             let mut moved = cursor.seek_to_first();
             let mut model = entries.iter();
             while moved.is_ok() && cursor.valid() {
@@ -597,7 +597,7 @@ fn bytes_under_right_checksums_never_panic_or_run_away() {
                 table.may_contain(key::hash(key));
                 let _ = visit(&table, key, SeqNo::MAX, usize::MAX);
             }
-            for mut cursor in [table.cursor(), table.compaction_cursor()] {
+            for mut cursor in [table.cursor(), table.verifying_cursor()] {
                 let mut moved = cursor.seek_to_first();
                 while moved.is_ok() && cursor.valid() {
                     moved = cursor.next();

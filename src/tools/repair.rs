@@ -40,8 +40,9 @@ use crate::record::RecordKind;
 use crate::record::chain::{LogChain, LogFile, Mode, Replay};
 use crate::runtime::Runtime;
 use crate::table::builder::TableBuilder;
+use crate::table::cursor::Ahead;
 use crate::table::salvage::{Remains, SalvageCursor};
-use crate::table::{self, BlockCache, Origin, Table, TableFacts};
+use crate::table::{self, BlockCache, Buffers, Origin, Table, TableFacts};
 use crate::tools::plan::{self, Group, KeyspacePlan, Plan};
 use crate::tools::{no_database, read, take_lock};
 
@@ -481,12 +482,17 @@ impl Repair<'_> {
         group: &Group,
         next_file: &mut FileNumber,
     ) -> Result<Vec<TableFacts>> {
+        let limits = self.options.limits();
+        let bytes = limits.read_ahead_bytes(group.sources.len());
+        let ahead = Ahead { bytes, buffers: Buffers::new(0) };
         let mut sources: Vec<Box<dyn Cursor>> = Vec::new();
         for source in &group.sources {
             let name = FileKind::Table.name(source.number);
             (self.progress)(&name);
             sources.push(match source.whole {
-                true => Box::new(self.open_whole(source.number)?.0.compaction_cursor()),
+                true => {
+                    Box::new(self.open_whole(source.number)?.0.compaction_cursor(ahead.clone()))
+                }
                 false => {
                     Box::new(SalvageCursor::new(self.salvage(source.number, Some(source.id))?))
                 }
@@ -498,7 +504,6 @@ impl Repair<'_> {
             operator: keyspace.facts.operator.clone(),
             inputs: group.sources.iter().map(|source| source.number).collect(),
         };
-        let limits = self.options.limits();
         let config = table_config(&self.options, &limits, group.level);
         let mut begin = || {
             let number = *next_file;

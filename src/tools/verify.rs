@@ -320,7 +320,7 @@ impl Check<'_> {
             dir: self.dir.to_path_buf(),
             from: state.map_or(oldest, State::replay_from),
             from_log: state.map_or(FileNumber(0), State::replay_log),
-            durable: Lsn(0),
+            durable: state.map_or(Lsn(0), State::log_durable),
             boot_id: self.fs.boot_id(),
             mode: Mode::Strict,
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::cursor::{Cursor, ValueRef};
 use crate::error::Result;
 use crate::key::{EntryKind, SeqNo};
-use crate::table::cursor::TableCursor;
+use crate::table::cursor::{Ahead, TableCursor};
 use crate::version::run::Run;
 
 /// Stands on an entry of some tables of a run. Keeps the run, and so its tables, alive.
@@ -15,8 +15,8 @@ pub(crate) struct RunCursor {
     run: Arc<Run>,
     /// The tables it walks; it knows no entries beyond them.
     tables: Range<usize>,
-    /// Reads for compaction: by pread, every block verified, past the cache.
-    compaction: bool,
+    /// Reads for compaction, so far ahead: by pread, every block verified, past the cache.
+    ahead: Option<Ahead>,
     /// The index of the table entered last, and its cursor.
     open: Option<(usize, TableCursor)>,
 }
@@ -24,13 +24,13 @@ pub(crate) struct RunCursor {
 impl RunCursor {
     /// Over these tables of the run, for reads.
     pub(crate) fn new(run: Arc<Run>, tables: Range<usize>) -> RunCursor {
-        RunCursor { run, tables, compaction: false, open: None }
+        RunCursor { run, tables, ahead: None, open: None }
     }
 
-    /// Over the whole run, for compaction.
-    pub(crate) fn compaction(run: Arc<Run>) -> RunCursor {
+    /// Over the whole run, for compaction, reading so far ahead.
+    pub(crate) fn compaction(run: Arc<Run>, ahead: Ahead) -> RunCursor {
         let tables = 0..run.tables().len();
-        RunCursor { run, tables, compaction: true, open: None }
+        RunCursor { run, tables, ahead: Some(ahead), open: None }
     }
 
     /// The cursor of the table at `index`, unpositioned; `None` if it is not one of ours, which
@@ -40,7 +40,10 @@ impl RunCursor {
             self.open = None;
         } else if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
             let table = &self.run.tables()[index];
-            let cursor = if self.compaction { table.compaction_cursor() } else { table.cursor() };
+            let cursor = match &self.ahead {
+                Some(ahead) => table.compaction_cursor(ahead.clone()),
+                None => table.cursor(),
+            };
             self.open = Some((index, cursor));
         }
         self.open.as_mut().map(|(_, cursor)| cursor)

@@ -13,8 +13,10 @@ use esker::fs::sim::{Phase, SimFs};
 use esker::runtime::{Priority, Runtime, Task, yield_point};
 use esker::{
     Append, Batch, BreakerState, BusyCause, Counter, Db, DegradedCause, Durability, ErrorKind,
-    Event, HandlerResult, IngestOptions, IngestQueue, Keyspace, KeyspaceOptions, Options,
+    Event, HandlerResult, IngestOptions, IngestQueue, Keyspace, KeyspaceOptions,
 };
+
+use crate::settings;
 
 /// A database on this disk, whose threads take turns at every call.
 fn stepped_on(disk: &SimFs, seed: u64) -> (Db, Runtime) {
@@ -25,7 +27,7 @@ fn stepped_on(disk: &SimFs, seed: u64) -> (Db, Runtime) {
         }
     }));
     let fs = Arc::new(disk.clone());
-    let db = Db::open_on(fs, runtime.clone(), "/db", Options::tiny()).unwrap();
+    let db = Db::open_on(fs, runtime.clone(), "/db", settings::tiny()).unwrap();
     (db, runtime)
 }
 
@@ -290,7 +292,7 @@ fn poison_goes_to_the_dead_letters_and_holds_nothing_else_up() {
 fn trails_of_nobody() -> Keyspace {
     thread_local! {
         static OTHER: Db = Db::open_on(
-            Arc::new(SimFs::new()), Runtime::alone(), "/other", Options::tiny()).unwrap();
+            Arc::new(SimFs::new()), Runtime::alone(), "/other", settings::tiny()).unwrap();
     }
     OTHER.with(|db| (**db).clone())
 }
@@ -298,7 +300,8 @@ fn trails_of_nobody() -> Keyspace {
 /// A database with a disk that can be told to fail.
 fn faulty() -> (FaultFs, Db) {
     let fs = FaultFs::over_sim(SimFs::new());
-    let db = Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "/db", Options::tiny()).unwrap();
+    let db =
+        Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "/db", settings::tiny()).unwrap();
     (fs, db)
 }
 
@@ -343,7 +346,7 @@ fn a_batch_of_unknown_outcome_is_applied_once() {
     ] {
         for nth in 0..12 {
             let fs = FaultFs::over_sim(SimFs::new());
-            let mut options = Options::tiny();
+            let mut options = settings::tiny();
             options.durability = Durability::Disk;
             let disk = Arc::new(fs.clone());
             let db = Db::open_on(disk, Runtime::threads(), "/db", options).unwrap();
@@ -407,7 +410,8 @@ fn a_failure_of_the_queues_log_loses_nothing_that_was_accepted() {
 fn a_full_disk_heals_itself() {
     let disk = SimFs::new();
     let fs = FaultFs::over_sim(disk.clone());
-    let db = Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "/db", Options::tiny()).unwrap();
+    let db =
+        Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "/db", settings::tiny()).unwrap();
     let queue = queue(&db, |_| {});
     let mut watch = queue.watch_breaker();
     let make = Select::all().name("create_log").within("queues/");
@@ -517,7 +521,7 @@ fn every_flipped_bit_of_a_log_is_seen_or_harmless() {
 #[test]
 fn tickets_and_syncs_of_a_queue() {
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(dir.path()).unwrap();
+    let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
     let seen = Arc::new(Mutex::new(0u64));
     let counters = db.keyspace("c", KeyspaceOptions::new().merge(Counter::default())).unwrap();
     let (counted, busy) = (seen.clone(), Arc::new(AtomicBool::new(false)));

@@ -21,6 +21,8 @@ mod http;
 #[cfg(feature = "testing")]
 mod ingest;
 mod layers;
+#[cfg(all(target_os = "linux", feature = "testing"))]
+mod memory;
 #[cfg(feature = "testing")]
 mod model;
 #[cfg(feature = "testing")]

@@ -12,9 +12,11 @@ use esker::fs::intercept::Select;
 use esker::fs::sim::{Phase, SimFs};
 use esker::runtime::{Priority, Runtime, yield_point};
 use esker::{
-    Append, Counter, Db, Durability, ErrorKind, EventId, Keyspace, KeyspaceOptions, Options,
-    Outcome, TokenWindow,
+    Append, Counter, Db, Durability, ErrorKind, EventId, Keyspace, KeyspaceOptions, Outcome,
+    TokenWindow,
 };
+
+use crate::settings;
 
 fn counters(db: &Db) -> Keyspace {
     db.keyspace("counters", KeyspaceOptions::new().merge(Counter::default())).unwrap()
@@ -43,7 +45,7 @@ fn an_event_takes_effect_once_also_after_a_reopen() {
     let dir = tempfile::tempdir().unwrap();
     let event = EventId::new("orders", "0001");
     let first = {
-        let db = Db::open(dir.path()).unwrap();
+        let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
         let counters = counters(&db);
         let first = apply(&db, &counters, event, "one");
         assert!(matches!(first, Outcome::Applied { .. }));
@@ -56,7 +58,7 @@ fn an_event_takes_effect_once_also_after_a_reopen() {
         first
     };
     for _ in 0..2 {
-        let db = Db::open(dir.path()).unwrap();
+        let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
         let counters = counters(&db);
         assert_eq!(
             apply(&db, &counters, event, "one"),
@@ -70,7 +72,7 @@ fn an_event_takes_effect_once_also_after_a_reopen() {
 #[test]
 fn a_growing_source_knows_its_last_number() {
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(dir.path()).unwrap();
+    let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
     let counters = counters(&db);
     let commit = |number| apply(&db, &counters, EventId::growing("sensor", number), "n");
     assert!(!commit(5).is_duplicate());
@@ -85,7 +87,7 @@ fn a_growing_source_knows_its_last_number() {
 #[test]
 fn tokens_are_hidden_and_cannot_be_reached() {
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(dir.path()).unwrap();
+    let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
     db.batch().commit_once(EventId::new("a", "b")).unwrap();
     assert_eq!(db.keyspace_names(), ["default"]);
     for name in ["\0tokens", "\0sources"] {
@@ -104,7 +106,7 @@ fn tokens_are_hidden_and_cannot_be_reached() {
 #[test]
 fn a_batch_that_was_not_committed_is_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(dir.path()).unwrap();
+    let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
     db.put("taken", "1").unwrap();
     let mut batch = db.batch();
     batch.require_absent(&db, "taken").put(&db, "k", "v");
@@ -161,7 +163,12 @@ fn race(open: impl Fn() -> Db, runtime: &Runtime, events: usize, threads: usize)
 #[test]
 fn of_racing_threads_one_is_first() {
     let dir = tempfile::tempdir().unwrap();
-    race(|| Db::open(dir.path()).unwrap(), &Runtime::threads(), 3000, 4);
+    race(
+        || Db::builder(dir.path()).filter(settings::filter()).open().unwrap(),
+        &Runtime::threads(),
+        3000,
+        4,
+    );
 }
 
 #[test]
@@ -177,7 +184,7 @@ fn of_racing_threads_one_is_first_in_every_schedule() {
         }));
         let open = || {
             let fs = Arc::new(fs.clone());
-            Db::open_on(fs, runtime.clone(), "/db", Options::tiny()).unwrap()
+            Db::open_on(fs, runtime.clone(), "/db", settings::tiny()).unwrap()
         };
         race(open, &runtime, 12, 3);
     }
@@ -192,7 +199,7 @@ fn tokens_agree_with_a_model() {
     let mut model: HashMap<(u8, Option<u8>), (u64, u64)> = HashMap::new();
     let mut effects = 0;
     for _ in 0..8 {
-        let db = Db::open_with(dir.path(), Options::tiny()).unwrap();
+        let db = Db::open_with(dir.path(), settings::tiny()).unwrap();
         let counters = counters(&db);
         for _ in 0..400 {
             let (source, number) = (random.u8(..4), random.u8(..));
@@ -225,7 +232,7 @@ fn tokens_agree_with_a_model() {
 #[test]
 fn tokens_beyond_their_window_are_collected() {
     let dir = tempfile::tempdir().unwrap();
-    let mut options = Options::tiny();
+    let mut options = settings::tiny();
     options.token_window = TokenWindow::new(Duration::from_secs(3600), 160);
     let db = Db::open_with(dir.path(), options).unwrap();
     let commit = |id: u64| {
@@ -252,7 +259,7 @@ fn tokens_beyond_their_window_are_collected() {
     // By time: everything is dead at once, and dropped unread.
     let runtime = Runtime::stepper(1);
     let fs = Arc::new(SimFs::new());
-    let mut options = Options::tiny();
+    let mut options = settings::tiny();
     options.token_window = TokenWindow::new(Duration::from_secs(16), u64::MAX);
     let db = Db::open_on(fs.clone(), runtime.clone(), "/db", options.clone()).unwrap();
     let commit = |db: &Db, id: u64| {
@@ -298,7 +305,7 @@ fn a_commit_of_unknown_outcome_may_be_repeated() {
             let fs = FaultFs::over_sim(sim.clone());
             let on = Select::all().name(name).file(".log");
             let fault = Fault::new(kind).on(on).nth(nth);
-            let db = Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "/db", Options::tiny());
+            let db = Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "/db", settings::tiny());
             let db = db.unwrap();
             let counters = counters(&db);
             let commit = |number: u64| {
@@ -328,7 +335,7 @@ fn a_commit_of_unknown_outcome_may_be_repeated() {
 #[test]
 fn guards_say_what_must_hold() {
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(dir.path()).unwrap();
+    let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
     let counters = counters(&db);
     let conflict = |result: esker::Result<()>| {
         assert_eq!(result.unwrap_err().kind(), &ErrorKind::Conflict);
@@ -409,7 +416,7 @@ fn contend(db: &Db, runtime: &Runtime, rounds: usize, threads: usize) -> usize {
 #[test]
 fn a_guard_holds_at_the_commits_place_against_plain_writes() {
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(dir.path()).unwrap();
+    let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
     let swaps = contend(&db, &Runtime::threads(), 2000, 4);
     println!("{swaps} of 6000 swaps succeeded");
     assert!(swaps > 0);
@@ -427,7 +434,7 @@ fn a_guard_holds_in_every_schedule() {
                 yield_point();
             }
         }));
-        let db = Db::open_on(Arc::new(fs), runtime.clone(), "/db", Options::tiny()).unwrap();
+        let db = Db::open_on(Arc::new(fs), runtime.clone(), "/db", settings::tiny()).unwrap();
         swaps += contend(&db, &runtime, 6, 3);
     }
     println!("{swaps} of 720 swaps succeeded");
@@ -438,7 +445,7 @@ fn a_guard_holds_in_every_schedule() {
 #[test]
 fn guards_come_through_beside_plain_writers() {
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(dir.path()).unwrap();
+    let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -460,7 +467,7 @@ fn guards_come_through_beside_plain_writers() {
 #[test]
 fn an_event_may_be_committed_without_waiting_or_only_for_a_while() {
     let db =
-        Db::open_on(Arc::new(SimFs::new()), Runtime::threads(), "/db", Options::tiny()).unwrap();
+        Db::open_on(Arc::new(SimFs::new()), Runtime::threads(), "/db", settings::tiny()).unwrap();
     let counters = counters(&db);
     let mut batch = db.batch();
     let event = EventId::new("source", "1");

@@ -17,6 +17,8 @@ use esker::{
     IngestOptions, IngestQueue, KeyspaceOptions, Options, Pressure, Result,
 };
 
+use crate::settings;
+
 /// Bytes a second that the disk writes.
 const DISK_RATE: f64 = 40e6;
 const VALUE_BYTES: usize = 1000;
@@ -53,6 +55,7 @@ fn slow_database() -> (Db, Runtime) {
     let slow = Slow { runtime: runtime.clone(), free_at: Mutex::default() };
     let fs = Intercepted::over(Arc::new(SimFs::new()), slow);
     let mut options = Options::default();
+    options.filter = settings::filter();
     (options.memory, options.threads) = (4 << 20, 2);
     (options.compression, options.table_bytes) = (Compression::None, 256 << 10);
     let db = Db::open_on(Arc::new(fs), runtime.clone(), "/db", options).unwrap();

@@ -182,6 +182,81 @@ fn a_cut_that_is_no_moment_of_the_history_is_refused() {
     assert_eq!(db.keyspace("other", KeyspaceOptions::new()).unwrap().iter().count(), 2);
 }
 
+/// Bug: with the newest log gone, or cut off, a strict open gave a database that never was: the later
+/// commits of one keyspace from its tables, without the earlier ones of another. Cause: nothing but the
+/// lost log itself bore witness that there had been more. Fix: each edit of the manifest says how far
+/// the log was durable before it, which a flush has seen to where it outruns other keyspaces.
+#[test]
+fn a_log_that_ends_before_what_the_manifest_knows_is_corruption() {
+    let disk = SimFs::new();
+    let db = open(&disk, Recovery::Strict).unwrap();
+    let other = db.keyspace("other", KeyspaceOptions::new()).unwrap();
+    (0..10).for_each(|i| put(&db, i));
+    other.put("x", "1").unwrap();
+    other.flush().unwrap();
+    let begun = |path: &PathBuf| disk.contents(path).unwrap().starts_with(b"eskerLOG");
+    let logs: Vec<PathBuf> = named(&disk, ".log").into_iter().filter(begun).collect();
+    let [log] = &logs[..] else { panic!("{logs:?}") };
+    let bytes = disk.contents(log).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let marked = bytes[..used].windows(7).rposition(|window| window == b"value 9").unwrap();
+    let spares: Vec<PathBuf> =
+        named(&disk, ".log").into_iter().filter(|path| path != log).collect();
+    // Up to the last commit before the flush. What ends it, and a mark, come after.
+    for cut in (0..marked).rev().step_by(13).chain([0]) {
+        let damaged = killed(&disk);
+        damaged.set_contents(log, &bytes[..cut]).unwrap();
+        assert_refused(&damaged, Recovery::Strict, log);
+        assert_refused(&damaged, Recovery::PointInTime, log);
+        let db = open(&damaged, Recovery::Salvage).unwrap();
+        let found = keys(&db);
+        assert_eq!(found, (0..found.len()).collect::<Vec<_>>(), "cut at {cut}");
+        assert_eq!(db.keyspace("other", KeyspaceOptions::new()).unwrap().iter().count(), 1);
+        assert!(!db.losses().is_empty(), "cut at {cut}");
+        drop(db);
+        let db = open(&damaged, Recovery::Strict).unwrap();
+        (10..12).for_each(|i| put(&db, i));
+        db.keyspace("other", KeyspaceOptions::new()).unwrap().flush().unwrap();
+        drop(db);
+        assert_eq!(
+            keys(&open(&killed(&damaged), Recovery::Strict).unwrap()).len(),
+            found.len() + 2
+        );
+    }
+    let missing = killed(&disk);
+    missing.remove(log).unwrap();
+    let named_log = spares.first().unwrap_or(log);
+    let error = open(&missing, Recovery::Strict).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::Corruption { file, .. } if file == log || file == named_log)
+    );
+    assert!(!open(&missing, Recovery::Salvage).unwrap().losses().is_empty());
+}
+
+/// What one keyspace alone lost of its log is a shorter prefix, which point-in-time accepts.
+#[test]
+fn a_point_in_time_goes_on_without_a_lost_log_of_a_single_keyspace() {
+    let disk = SimFs::new();
+    let db = open(&disk, Recovery::Strict).unwrap();
+    (0..5).for_each(|i| put(&db, i));
+    db.flush().unwrap();
+    (5..10).for_each(|i| put(&db, i));
+    db.sync().unwrap();
+    // An edit after the sync.
+    db.keyspace("passing", KeyspaceOptions::new()).unwrap();
+    db.drop_keyspace("passing").unwrap();
+    let damaged = killed(&disk);
+    for log in named(&damaged, ".log") {
+        damaged.set_contents(&log, b"").unwrap();
+    }
+    let error = open(&killed(&damaged), Recovery::Strict).unwrap_err();
+    assert!(error.is_corruption() && error.to_string().contains("durable"), "{error}");
+    let db = open(&damaged, Recovery::PointInTime).unwrap();
+    assert_eq!(keys(&db), [0, 1, 2, 3, 4]);
+    let [loss] = db.losses() else { panic!("{:?}", db.losses()) };
+    assert_eq!(loss.seqno_last, None, "{loss}");
+}
+
 #[test]
 fn salvage_goes_on_without_a_table_that_cannot_be_opened() {
     let disk = SimFs::new();

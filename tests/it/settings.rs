@@ -4,7 +4,10 @@
 //! `{"crash states":61234}`: `cargo soak` adds them up. `ESKER_WORKERS` (2) is the number of threads
 //! among which such a test divides its cases.
 
+use std::cell::Cell;
 use std::io::Write;
+
+use esker::{Filter, Options};
 
 /// A number from the environment.
 pub fn number(variable: &str) -> Option<u64> {
@@ -34,4 +37,23 @@ pub fn tally(counts: &[(&str, u64)]) {
     let line = format!("{{{}}}\n", counts.join(","));
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
     file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the tally is written");
+}
+
+/// A kind of filter: another one at each call of a test, and the first ones differ from test to test.
+/// The same in every run.
+pub fn filter() -> Filter {
+    thread_local! {
+        static TURN: Cell<usize> = Cell::new(std::thread::current().name().map_or(0, str::len));
+    }
+    match TURN.replace(TURN.get() + 1) % 2 {
+        0 => Filter::Bloom { bits_per_key: 10 },
+        _ => Filter::BinaryFuse8,
+    }
+}
+
+/// `Options::tiny()` with such a filter.
+pub fn tiny() -> Options {
+    let mut options = Options::tiny();
+    options.filter = filter();
+    options
 }

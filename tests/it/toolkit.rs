@@ -11,8 +11,10 @@ use esker::runtime::{Priority, Runtime, Task, yield_point};
 use esker::{
     Append, Batcher, BatcherOptions, BusyCause, Coalescer, CoalescerOptions, Counter, Db,
     ErrorKind, IngestOptions, IngestQueue, ItemTicket, Keyspace, KeyspaceOptions, Max, MergeError,
-    MergeOperator, Merged, Options,
+    MergeOperator, Merged,
 };
+
+use crate::settings;
 
 /// A database on a simulated disk, whose threads take turns at every call.
 fn stepped(seed: u64) -> (Db, Runtime) {
@@ -22,7 +24,7 @@ fn stepped(seed: u64) -> (Db, Runtime) {
             yield_point();
         }
     }));
-    let db = Db::open_on(Arc::new(fs), runtime.clone(), "/db", Options::tiny()).unwrap();
+    let db = Db::open_on(Arc::new(fs), runtime.clone(), "/db", settings::tiny()).unwrap();
     (db, runtime)
 }
 
@@ -172,7 +174,7 @@ fn many_producers_lose_nothing_in_every_schedule() {
 fn a_failure_of_the_disk_reaches_every_ticket() {
     let fs = FaultFs::over_sim(SimFs::new());
     let runtime = Runtime::threads();
-    let db = Db::open_on(Arc::new(fs.clone()), runtime, "/db", Options::tiny()).unwrap();
+    let db = Db::open_on(Arc::new(fs.clone()), runtime, "/db", settings::tiny()).unwrap();
     let batcher = batcher(&db, |_| {});
     let tickets: Vec<_> = (0..3).map(|i| batcher.put(&db, format!("{i}"), "v").unwrap()).collect();
     fs.arm(Fault::new(FaultKind::Io).on(Select::all().name("store").file(".log")));
@@ -359,7 +361,7 @@ fn threads_that_add_at_once_lose_nothing_with_a_queue() {
 
 fn threads_add_at_once(queue: Option<&str>) {
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(dir.path()).unwrap();
+    let db = Db::builder(dir.path()).filter(settings::filter()).open().unwrap();
     let counters = counters(&db);
     let views = coalescer(&db, &counters, |options| {
         (options.window, options.keys_max) = (Duration::from_millis(1), 20);
@@ -386,7 +388,7 @@ fn a_turn_of_unknown_outcome_is_written_once() {
         for nth in 0..10 {
             let fs = FaultFs::over_sim(SimFs::new());
             let runtime = Runtime::threads();
-            let db = Db::open_on(Arc::new(fs.clone()), runtime, "/db", Options::tiny()).unwrap();
+            let db = Db::open_on(Arc::new(fs.clone()), runtime, "/db", settings::tiny()).unwrap();
             let counters = counters(&db);
             let views = coalescer(&db, &counters, |options| {
                 options.durability = Some(esker::Durability::Disk);
@@ -415,7 +417,8 @@ fn a_turn_of_unknown_outcome_is_written_once() {
 #[test]
 fn a_full_coalescer_says_busy() {
     let fs = FaultFs::over_sim(SimFs::new());
-    let db = Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "/db", Options::tiny()).unwrap();
+    let db =
+        Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "/db", settings::tiny()).unwrap();
     let counters = counters(&db);
     let views = coalescer(&db, &counters, |options| options.bytes_max = 2000);
     views.add("k", 1).unwrap();
@@ -445,7 +448,7 @@ fn what_a_queue_keeps_is_written_by_the_next_session() {
     let fs = FaultFs::over_sim(SimFs::new());
     let open = || {
         let fs = Arc::new(fs.clone());
-        Db::open_on(fs, Runtime::threads(), "/db", Options::tiny()).unwrap()
+        Db::open_on(fs, Runtime::threads(), "/db", settings::tiny()).unwrap()
     };
     for round in 1..4 {
         let db = open();
@@ -484,7 +487,7 @@ fn a_queue_behind_a_coalescer_gets_over_failures_of_both_logs() {
         for (log, nth) in logs.into_iter().flat_map(|log| (0..12).map(move |nth| (log, nth))) {
             let fs = FaultFs::over_sim(SimFs::new());
             let runtime = Runtime::threads();
-            let db = Db::open_on(Arc::new(fs.clone()), runtime, "/db", Options::tiny()).unwrap();
+            let db = Db::open_on(Arc::new(fs.clone()), runtime, "/db", settings::tiny()).unwrap();
             let counters = counters(&db);
             let views = coalescer(&db, &counters, |options| {
                 options.queue = Some("views".into());

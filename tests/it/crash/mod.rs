@@ -5,6 +5,7 @@
 //! - `workload`: seeded programs, and what was promised at each of their calls.
 //! - `enumerate`: crashes at every call, in every way; crashes of the recovery; three in a row.
 //! - `sabotage`: every sync left out in turn, to show that `enumerate` can fail.
+//! - `drops`: every single sync left out, one at a time.
 //! - `faults`: every call fails once.
 //! - `damage`: every bit flipped, every length.
 //! - `golden`: the order of syncs as text.
@@ -25,6 +26,7 @@
 
 mod case;
 mod damage;
+mod drops;
 mod ends;
 mod enumerate;
 mod faults;

@@ -12,12 +12,13 @@ use esker::fs::sim::{Image, Phase, SimFs};
 use esker::runtime::{Priority, Runtime, Task, yield_point};
 use esker::{
     Batcher, BatcherOptions, Coalescer, CoalescerOptions, Counter, Db, Durability, EventId,
-    Keyspace, KeyspaceOptions, Options, Outcome,
+    Keyspace, KeyspaceOptions, Outcome,
 };
 
 use crate::crash::ends::{End, ends};
 use crate::crash::recovery::panic_text;
 use crate::crash::{plan, setting};
+use crate::settings;
 
 /// What was promised: of each event how, and with what answer.
 pub type Promises = Vec<(u64, Durability, u64)>;
@@ -75,7 +76,7 @@ pub fn moments_of(seed: u64, part: impl FnOnce(&Db, &Runtime, &Watch)) -> Vec<Mo
 pub fn run_on<T>(disk: &SimFs, seed: u64, part: impl FnOnce(&Db, &Runtime) -> T) -> T {
     let runtime = Runtime::stepper(seed);
     let fs = Arc::new(disk.clone());
-    let db = Db::open_on(fs, runtime.clone(), super::workload::DIR, Options::tiny()).unwrap();
+    let db = Db::open_on(fs, runtime.clone(), super::workload::DIR, settings::tiny()).unwrap();
     part(&db, &runtime)
 }
 
@@ -117,7 +118,7 @@ pub fn crash_all(
     });
     let cases = cases.into_inner();
     println!("{name}: {} moments, {cases} crashes", moments.len());
-    crate::settings::tally(&[("crash cases of the toolkit", cases)]);
+    settings::tally(&[("crash cases of the toolkit", cases)]);
 }
 
 pub fn seed_of(name: &str) -> u64 {

@@ -160,7 +160,7 @@ fn attempt(shards: usize, seed: u64, call: u64, kind: FaultKind) -> Result<(bool
     run.open()?;
     for step in 0..STEPS {
         run.step(step)?;
-        if step % 6 == 0 && run.db().breaker().0 == BreakerState::Closed {
+        if step.is_multiple_of(6) && run.db().breaker().0 == BreakerState::Closed {
             run.check().map_err(|text| format!("step {step}: {text}"))?;
         }
     }

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use esker::fs::intercept::Select;
+use esker::fs::sabotage::{Damage, SabotageFs};
 use esker::fs::sim::{Image, Phase, SimFs};
 use esker::fs::{Fs, current_site};
 use esker::runtime::{Runtime, yield_point};
@@ -319,9 +321,17 @@ impl Workload {
         text
     }
 
-    /// Runs on an empty disk.
+    /// Runs on an empty disk. With `ESKER_CRASH_WITHOUT=table.sync` that place in the engine syncs
+    /// nothing: to see what a failure looks like.
     pub fn run(&self) -> Run {
-        self.run_behind(|disk| Arc::new(disk))
+        let without = std::env::var("ESKER_CRASH_WITHOUT").ok();
+        self.run_behind(|disk| match without {
+            Some(site) => {
+                let select = Select::all().site(String::leak(site));
+                Arc::new(SabotageFs::all(Arc::new(disk), Damage::Skip, select))
+            }
+            None => Arc::new(disk),
+        })
     }
 
     /// Runs on an empty disk, through what `wrap` puts before it.

@@ -1,0 +1,155 @@
+//! Each single sync is dropped in turn, by a wrapper as anybody may write it, and the power cut at
+//! every later moment in the strictest way: nothing un-synced survives.
+//!
+//! `sabotage` drops all syncs of a place; here the others of the same place happen, as with a disk that
+//! loses one flush. Most of what is lost so is made durable by a later sync of the same file before
+//! anything rests on it. Each place where that is so carries the argument: a drop that nobody notices
+//! at a place without one fails the test. A table by place is printed and published in
+//! `docs/TESTING.md`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use esker::fs::current_site;
+use esker::fs::intercept::{Call, Intercepted, Interceptor, Verdict};
+use esker::fs::sim::Survival;
+
+use crate::crash::ends::End;
+use crate::crash::enumerate::{bounds, explain};
+use crate::crash::oracle::Reading;
+use crate::crash::recovery::recover;
+use crate::crash::setting;
+use crate::crash::workload::{Run, Workload};
+use crate::settings;
+
+/// Why a single sync of a place may be lost without harm, where another one follows in time.
+const COVERED: [(&str, &str); 12] = [
+    ("log.create.sync", "the first sync of its records makes the file's length durable, too"),
+    (
+        "log.create.sync_dir",
+        "any later sync of the directory does it, and every flush, compaction and rotation has one; \
+         it counts only once something in the file is promised",
+    ),
+    ("log.sync", "the next sync of the file does it, unless something was acknowledged as durable"),
+    ("log.sync.older", "not covered: the sync of the newer file promises it"),
+    ("table.sync", "not covered: the table is named by an edit at once"),
+    (
+        "table.sync_dir",
+        "a log or manifest that is created before the edit is durable syncs the directory",
+    ),
+    (
+        "manifest.append.sync",
+        "the next record's sync does it; logs and inputs are removed only after that one, so until \
+         then a replay finds what the lost edit had",
+    ),
+    ("manifest.create.sync", "not covered: CURRENT names it at once"),
+    ("manifest.create.sync_dir", "manifest.current.sync_dir follows before anything is appended"),
+    ("manifest.current.sync", "not covered: CURRENT is renamed at once"),
+    (
+        "manifest.current.sync_dir",
+        "the old manifest is removed later, and the directory is synced before it is gone for good",
+    ),
+    (
+        "open.table.sync_dir",
+        "log.create.sync_dir and manifest.create.sync_dir follow before CURRENT names the tables",
+    ),
+];
+
+/// Drops the n-th sync of all.
+#[derive(Debug)]
+struct Dropper {
+    nth: usize,
+    /// Where the syncs came from, so far.
+    sites: Mutex<Vec<&'static str>>,
+}
+
+impl Interceptor for Dropper {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        if !call.is_sync() {
+            return Verdict::Proceed;
+        }
+        let mut sites = self.sites.lock().unwrap();
+        sites.push(current_site().unwrap_or("?"));
+        if sites.len() - 1 == self.nth { Verdict::Skip } else { Verdict::Proceed }
+    }
+}
+
+/// A run without this sync, and where each sync of it came from.
+fn run_without(workload: &Workload, nth: usize) -> (Run, Vec<&'static str>) {
+    let mut wrapper = None;
+    let run = workload.run_behind(|disk| {
+        let dropper = Dropper { nth, sites: Mutex::default() };
+        let fs = Intercepted::over(Arc::new(disk), dropper);
+        wrapper = Some(fs.clone());
+        Arc::new(fs)
+    });
+    let wrapper = wrapper.expect("it ran");
+    let sites = wrapper.interceptor().sites.lock().unwrap().clone();
+    (run, sites)
+}
+
+/// What is recovered from each disk: most are the same whichever sync was dropped.
+type Known = HashMap<u64, Result<u64, String>>;
+
+/// The first broken promise, with power cut at each moment and nothing un-synced left.
+fn violation(run: &Run, known: &mut Known) -> Option<String> {
+    let end = End::Power(Survival::NothingUnsynced);
+    run.shots.iter().find_map(|shot| {
+        let (lo, hi) = bounds(shot, &end)?;
+        let disk = end.of(&shot.image);
+        let found = known
+            .entry(disk.state_hash())
+            .or_insert_with(|| recover(&disk, Reading::Forward))
+            .clone();
+        match found {
+            Ok(print) if run.oracle.admits(print, lo, hi) => None,
+            Ok(_) => Some(explain(run, shot, &end)),
+            Err(text) => Some(text),
+        }
+    })
+}
+
+#[derive(Default)]
+struct Row {
+    dropped: u64,
+    noticed: u64,
+    first: Option<String>,
+}
+
+#[test]
+fn each_single_sync_that_is_dropped_is_noticed_or_covered_by_a_later_one() {
+    let actions = setting("ESKER_DROP_ACTIONS", 60) as usize;
+    let mut table: BTreeMap<&'static str, Row> = BTreeMap::new();
+    for seed in settings::seeds("ESKER_DROP_SEEDS", 2) {
+        let workload = Workload::new(seed, actions);
+        let mut known = Known::new();
+        let (whole, sites) = run_without(&workload, usize::MAX);
+        assert_eq!(violation(&whole, &mut known), None, "seed {seed}, nothing dropped");
+        for (nth, site) in sites.iter().enumerate() {
+            let (run, _) = run_without(&workload, nth);
+            let found = violation(&run, &mut known);
+            let row = table.entry(site).or_default();
+            row.dropped += 1;
+            row.noticed += u64::from(found.is_some());
+            row.first = row.first.take().or(found);
+        }
+    }
+    let mut unexplained = Vec::new();
+    for (site, Row { dropped, noticed, first }) in &table {
+        let why = COVERED.iter().find(|(covered, _)| covered == site).map(|(_, why)| *why);
+        println!("{site}: {noticed} of {dropped} noticed; {}", why.unwrap_or("no argument"));
+        if let Some(first) = first {
+            println!("    {}", first.lines().next().unwrap_or_default());
+        }
+        let covered = why.is_some_and(|why| !why.starts_with("not covered"));
+        if noticed < dropped && !covered {
+            unexplained.push(site);
+        }
+    }
+    let sum = |of: fn(&Row) -> u64| table.values().map(of).sum::<u64>();
+    let (dropped, noticed) = (sum(|row| row.dropped), sum(|row| row.noticed));
+    println!("{noticed} of {dropped} dropped syncs noticed, the others covered by a later one");
+    settings::tally(&[("single syncs dropped", dropped)]);
+    assert!(unexplained.is_empty(), "dropped, not noticed, and no argument: {unexplained:?}");
+    assert!(noticed > 0);
+}
