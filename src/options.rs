@@ -237,7 +237,8 @@ impl Limits {
             block_bytes: 4 << 10,
             // What a compaction needs, for its filter above all, grows with the table that it writes.
             table_bytes: table_bytes.min((memory / 8).max(1 << 20)),
-            cache_bytes: memory / 4,
+            // With a quarter, a process took a tenth more than the budget.
+            cache_bytes: memory / 16 * 3,
             job_bytes: memory / 16 * 3 / threads,
             level0_runs: 4,
             level0_runs_max: 24,

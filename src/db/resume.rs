@@ -82,6 +82,7 @@ impl Engine {
         if self.pipeline.breaker.half_open_again() == Some(DegradedCause::Corruption) {
             return Err(self.pipeline.breaker.error());
         }
+        self.pipeline.wait_no_sync();
         let copied = self.pipeline.ring.copied();
         if let Some(member) = &self.pipeline.member {
             member.prepare_resume(copied)?;

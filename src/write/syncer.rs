@@ -160,13 +160,14 @@ impl Pipeline {
             if syncer.durable() >= lsn {
                 return Ok(());
             }
-            if let Some(failure) = &state.failure {
-                return Err(Error::degraded(DegradedCause::LogSync).context(failure.to_string()));
-            }
             if state.running {
                 state.wanted = state.wanted.max(lsn);
                 syncer.done.wait(&mut state);
                 continue;
+            }
+            // After the turn: who hears of it may rely on the others having been told.
+            if let Some(failure) = &state.failure {
+                return Err(Error::degraded(DegradedCause::LogSync).context(failure.to_string()));
             }
             if syncer.stable() >= lsn {
                 // Held back by other shards, which were asked.
@@ -230,11 +231,24 @@ impl Pipeline {
         self.end_sync(&mut state, synced);
         if let (Some(failure), Some(member)) = (&state.failure, &self.member) {
             let failure = failure.duplicate();
+            // Still this one's turn, for which a resume waits: told after it, the others would take
+            // a log for failed that is well again.
+            state.running = true;
             drop(state);
             member.fail(&failure);
             state = self.syncer.state.lock();
+            state.running = false;
+            self.syncer.wake(&mut state);
         }
         state
+    }
+
+    /// Waits until nobody syncs, and all whom a failure concerns were told.
+    pub fn wait_no_sync(&self) {
+        let mut state = self.syncer.state.lock();
+        while state.running && !state.stopped {
+            self.syncer.done.wait(&mut state);
+        }
     }
 
     /// One sync of everything that is copied now.

@@ -46,5 +46,7 @@ mod settings;
 #[cfg(feature = "testing")]
 mod sharded;
 #[cfg(feature = "testing")]
+mod slow_disk;
+#[cfg(feature = "testing")]
 mod toolkit;
 mod verbs;

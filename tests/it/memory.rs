@@ -63,7 +63,7 @@ impl Load {
     /// What the first fill wrote.
     fn read(&self) {
         self.each_writer(|mut random| {
-            let mut value = vec![0; 100];
+            let mut value = [0; 100];
             for _ in 0..100_000.min(self.bytes / WRITERS / 116) {
                 random.fill(&mut value[..50]);
                 let key = random.u128(..).to_be_bytes();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use esker::fs::intercept::{Call, Intercepted, Interceptor, Verdict};
+use esker::fs::intercept::Intercepted;
 use esker::fs::sim::SimFs;
 use esker::runtime::{Priority, Runtime, Task};
 use esker::{
@@ -18,6 +18,7 @@ use esker::{
 };
 
 use crate::settings;
+use crate::slow_disk::SlowDisk;
 
 /// Bytes a second that the disk writes.
 const DISK_RATE: f64 = 40e6;
@@ -26,33 +27,10 @@ const PRODUCERS: u64 = 8;
 /// Windows in which the throughput is compared.
 const WINDOWS: usize = 8;
 
-/// A disk that takes its time to write tables and manifests.
-#[derive(Debug)]
-struct Slow {
-    runtime: Runtime,
-    free_at: Mutex<Duration>,
-}
-
-impl Interceptor for Slow {
-    fn before(&self, call: &Call<'_>) -> Verdict {
-        if call.name == "write" {
-            let now = self.runtime.now();
-            let until = {
-                let mut free_at = self.free_at.lock().unwrap();
-                let takes = Duration::from_secs_f64(call.bytes as f64 / DISK_RATE);
-                *free_at = now.max(*free_at) + takes;
-                *free_at
-            };
-            self.runtime.sleep(until - now);
-        }
-        Verdict::Proceed
-    }
-}
-
 fn slow_database() -> (Db, Runtime) {
     let seed = std::env::var("ESKER_SEED").map_or(1, |seed| seed.parse().unwrap());
     let runtime = Runtime::stepper(seed);
-    let slow = Slow { runtime: runtime.clone(), free_at: Mutex::default() };
+    let slow = SlowDisk::new(&runtime, DISK_RATE);
     let fs = Intercepted::over(Arc::new(SimFs::new()), slow);
     let mut options = Options::default();
     options.filter = settings::filter();

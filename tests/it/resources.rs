@@ -16,6 +16,8 @@ use esker::fs::{Fs, RealFs};
 use esker::runtime::{Priority, Runtime, Task};
 use esker::{BreakerState, BusyCause, Compression, Db, Options, Resources, StallStats};
 
+use crate::slow_disk::SlowDisk;
+
 /// Bytes a second that the disk writes.
 const DISK_RATE: f64 = 40e6;
 const MEMORY: usize = 4 << 20;
@@ -24,8 +26,7 @@ const VALUE: [u8; 1000] = [7; 1000];
 /// A disk that takes its time to write, and fails to under one directory once told so.
 #[derive(Clone, Debug)]
 struct Disk {
-    runtime: Runtime,
-    free_at: Arc<Mutex<Duration>>,
+    slow: SlowDisk,
     broken: Arc<AtomicBool>,
 }
 
@@ -35,17 +36,7 @@ impl Interceptor for Disk {
         if fails && call.name == "write" {
             return Verdict::Fail(std::io::Error::other("broken"));
         }
-        if call.name == "write" {
-            let now = self.runtime.now();
-            let until = {
-                let mut free_at = self.free_at.lock().unwrap();
-                let takes = Duration::from_secs_f64(call.bytes as f64 / DISK_RATE);
-                *free_at = now.max(*free_at) + takes;
-                *free_at
-            };
-            self.runtime.sleep(until - now);
-        }
-        Verdict::Proceed
+        self.slow.before(call)
     }
 }
 
@@ -61,8 +52,7 @@ impl Shared {
     fn new(threads: usize) -> Shared {
         let seed = std::env::var("ESKER_SEED").map_or(1, |seed| seed.parse().unwrap());
         let runtime = Runtime::stepper(seed);
-        let (free_at, broken) = (Arc::default(), Arc::default());
-        let disk = Disk { runtime: runtime.clone(), free_at, broken };
+        let disk = Disk { slow: SlowDisk::new(&runtime, DISK_RATE), broken: Arc::default() };
         let fs = Arc::new(Intercepted::over(Arc::new(SimFs::new()), disk.clone()));
         let mut options = Options::default();
         (options.memory, options.threads) = (MEMORY, threads);

@@ -9,7 +9,7 @@ use esker::fs::trace::TraceFs;
 use crate::crash::ends::{End, simpler};
 use crate::crash::enumerate::{Ledger, Plan, Violation, bounds, enumerate, explain, go_on_run};
 use crate::crash::oracle::Reading;
-use crate::crash::recovery::{open, recover};
+use crate::crash::recovery::{open, recover, write_on};
 use crate::crash::workload::{Run, Shot, Workload};
 
 /// Which case: for each crash in a row the run's seed, the moment, and the end.
@@ -122,9 +122,11 @@ pub fn show_case(case: &str, workload: &Workload) -> Option<String> {
         let opened = catch_unwind(AssertUnwindSafe(|| open(Arc::new(trace.clone())).map(drop)));
         println!("{}\n{opened:?}", trace.take().join("\n"));
         let (lo, hi) = bounds(shot, end)?;
-        return match recover(&end.of(&shot.image), Reading::Gets) {
+        let disk = end.of(&shot.image);
+        return match recover(&disk, Reading::Gets) {
             Err(error) => Some(error),
-            Ok(print) if run.oracle.admits(print, lo, hi) => None,
+            // What the enumeration does on a sample: it may be there that it failed.
+            Ok(print) if run.oracle.admits(print, lo, hi) => write_on(&disk, print).err(),
             Ok(_) => Some(explain(&run, shot, end)),
         };
     }

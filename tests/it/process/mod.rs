@@ -129,16 +129,20 @@ impl Model {
 
 // The child.
 
+/// The parent holds the other end of the standard input: if it goes, this process does.
+fn end_with_the_parent() {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(1);
+    });
+}
+
 #[test]
 #[ignore = "a role of the tests of this module, which start it as a process of its own"]
 fn writers() {
     let Some(home) = std::env::var_os(HOME) else { return };
     let dir = PathBuf::from(std::env::var_os(DATABASE).expect("set with the home"));
-    // The parent holds the other end: if it goes, this process does.
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read(&mut [0]);
-        std::process::exit(1);
-    });
+    end_with_the_parent();
     let slots = open_slots(Path::new(&home));
     let sealed = std::env::var_os(SEALED).is_some();
     let steps = number(STEPS);

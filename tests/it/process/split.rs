@@ -10,13 +10,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use esker::{Counter, KeyspaceOptions, Options, ShardedDb, ShardedKeyspace};
 
-use super::{DATABASE, HOME, Rounds, open_slots, read_slot, write_slot};
+use super::{DATABASE, HOME, Rounds, end_with_the_parent, open_slots, read_slot, write_slot};
 use crate::settings::{number, tally};
 
 const SECONDS: u64 = 25;
@@ -52,11 +51,7 @@ fn gone(n: u64) -> Option<u64> {
 fn writers() {
     let Some(home) = std::env::var_os(HOME) else { return };
     let dir = PathBuf::from(std::env::var_os(DATABASE).expect("set with the home"));
-    // The parent holds the other end: if it goes, this process does.
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read(&mut [0]);
-        std::process::exit(1);
-    });
+    end_with_the_parent();
     let slots = open_slots(Path::new(&home));
     let (db, counts) = open(&dir);
     // So slowly that a kill comes in the middle.

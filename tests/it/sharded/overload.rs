@@ -11,30 +11,20 @@ use esker::fs::sim::SimFs;
 use esker::runtime::{Priority, Runtime};
 use esker::{Compression, ErrorKind, Options, ShardedDb};
 
+use crate::slow_disk::SlowDisk;
+
 /// Bytes a second that the disk of each shard writes.
 const DISK_RATE: f64 = 20e6;
 
+/// The disk of each shard.
 #[derive(Clone, Debug)]
-struct Disk {
-    runtime: Runtime,
-    free_at: Arc<Mutex<[Duration; 3]>>,
-}
+struct Disks([SlowDisk; 3]);
 
-impl Interceptor for Disk {
+impl Interceptor for Disks {
     fn before(&self, call: &Call<'_>) -> Verdict {
         let path = call.path.to_string_lossy();
         let shard = (0..3).find(|shard| path.contains(&format!("shard-00{shard}")));
-        if let (Some(shard), "write") = (shard, call.name) {
-            let now = self.runtime.now();
-            let until = {
-                let mut free_at = self.free_at.lock().unwrap();
-                let takes = Duration::from_secs_f64(call.bytes as f64 / DISK_RATE);
-                free_at[shard] = now.max(free_at[shard]) + takes;
-                free_at[shard]
-            };
-            self.runtime.sleep(until - now);
-        }
-        Verdict::Proceed
+        shard.map_or(Verdict::Proceed, |shard: usize| self.0[shard].before(call))
     }
 }
 
@@ -53,8 +43,8 @@ struct Seen {
 #[test]
 fn only_writers_of_the_shard_under_load_are_told_to_wait() {
     let runtime = Runtime::stepper(1);
-    let disk = Disk { runtime: runtime.clone(), free_at: Arc::default() };
-    let fs = Arc::new(Intercepted::over(Arc::new(SimFs::new()), disk));
+    let disks = Disks([(); 3].map(|()| SlowDisk::new(&runtime, DISK_RATE)));
+    let fs = Arc::new(Intercepted::over(Arc::new(SimFs::new()), disks));
     let mut options = Options::default();
     (options.memory, options.threads) = (6 << 20, 2);
     (options.compression, options.table_bytes) = (Compression::None, 256 << 10);
