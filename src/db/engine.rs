@@ -545,10 +545,14 @@ impl Engine {
         }
         if logs_bytes > limits.logs_bytes_max / 4 {
             let state = self.pipeline.lock();
-            let pins = |tree: &&Arc<Tree>| state.active_from(tree).unwrap_or(Lsn(u64::MAX));
-            let oldest = trees.iter().min_by_key(pins);
+            let actives = trees.iter().filter_map(|tree| Some((state.active_from(tree)?, tree)));
+            let oldest = actives.min_by_key(|(from, _)| *from);
+            let end = state.cursor().lsn();
             drop(state);
-            self.freeze_quietly(oldest);
+            // Otherwise frozen memtables hold the logs until they are flushed. To freeze an active one
+            // would free nothing, and be done again at each measuring, a few hundred entries at a time.
+            let holds = |from: Lsn| end.0 - from.0 > limits.logs_bytes_max / 4;
+            self.freeze_quietly(oldest.filter(|(from, _)| holds(*from)).map(|(_, tree)| tree));
         }
     }
 

@@ -50,7 +50,7 @@ const ENTRY_HEADER_BYTES: usize = 8;
 pub(crate) struct ArenaPool {
     chunk_bytes: usize,
     leaf_slots: usize,
-    /// While there are more bytes than this, used and free ones together, chunks that come back are
+    /// While there are more bytes than this, used ones, free ones and filters, chunks that come back are
     /// freed: what memtables give up is not to be held on top of what they have.
     kept_bytes_max: usize,
     filters: Arc<FilterPool>,
@@ -66,7 +66,7 @@ struct Pooled {
 
 impl ArenaPool {
     /// A pool of chunks of `chunk_bytes` each that keeps some for reuse while they are at most
-    /// `kept_bytes_max`, those in use and large entries included, for memtables of about
+    /// `kept_bytes_max`, those in use, large entries and filters included, for memtables of about
     /// `memtable_bytes` whose leaves are split at `leaf_slots` entries.
     ///
     /// # Panics
@@ -136,7 +136,7 @@ impl ArenaPool {
     }
 
     fn held_bytes(&self, pooled: &Pooled) -> usize {
-        pooled.used_bytes + pooled.free.len() * self.chunk_bytes
+        pooled.used_bytes + pooled.free.len() * self.chunk_bytes + self.filters.bytes()
     }
 }
 
@@ -153,7 +153,7 @@ pub(super) struct Memory {
 unsafe impl Send for Memory {}
 
 impl Memory {
-    fn new(bytes: usize) -> Memory {
+    pub fn new(bytes: usize) -> Memory {
         assert!(bytes > 0);
         let layout = Layout::from_size_align(bytes, CHUNK_ALIGN);
         let layout = layout.expect("a chunk's size fits an isize");

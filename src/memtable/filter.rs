@@ -7,11 +7,20 @@
 //!
 //! The first entries go into a small part of its own, so that a keyspace with hardly any writes
 //! does not hold memory for many. A key is in the part that was current when it was inserted.
+//!
+//! Parts are memory of the arenas' kind: glibc, seeing half a mebibyte come and go, would keep on the
+//! heap whatever is smaller from then on.
 
+#![expect(unsafe_code, reason = "words lie in raw memory")]
+
+use std::ops::Deref;
+use std::slice;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+
+use crate::memtable::arena::Memory;
 
 /// Bytes of entries for each byte of a part: 8 bits for an entry of 128 bytes.
 const ENTRY_BYTES_PER_BYTE: usize = 128;
@@ -23,10 +32,35 @@ const WORDS_MIN: usize = 8;
 const KEPT_MAX: usize = 4;
 
 /// Bits of keys, in words that a key is assigned to by its hash.
-type Part = Box<[AtomicU64]>;
+#[derive(Debug)]
+struct Part(Memory);
 
-fn part(words: usize) -> Part {
-    (0..words).map(|_| AtomicU64::new(0)).collect()
+// SAFETY: all there is to share are atomic words.
+unsafe impl Sync for Part {}
+
+impl Part {
+    fn new(words: usize) -> Part {
+        let mut part = Part(Memory::new(words * size_of::<u64>()));
+        part.clear();
+        part
+    }
+
+    fn clear(&mut self) {
+        // SAFETY: all of the memory, which nobody else uses.
+        unsafe { self.0.start().write_bytes(0, self.0.bytes()) };
+    }
+}
+
+impl Deref for Part {
+    type Target = [AtomicU64];
+
+    #[inline]
+    fn deref(&self) -> &[AtomicU64] {
+        let words = self.0.start().cast::<AtomicU64>();
+        // SAFETY: memory is aligned to cache lines, it was written as a whole, and it is only used as
+        // these words.
+        unsafe { slice::from_raw_parts(words.as_ptr(), self.0.bytes() / size_of::<u64>()) }
+    }
 }
 
 /// How large filters are, and large parts that none uses at the moment.
@@ -60,12 +94,12 @@ impl FilterPool {
         let kept = self.free.lock().pop();
         kept.unwrap_or_else(|| {
             self.large_count.fetch_add(1, Ordering::Relaxed);
-            part(self.large_words)
+            Part::new(self.large_words)
         })
     }
 
     fn put(&self, mut part: Part) {
-        part.iter_mut().for_each(|word| *word.get_mut() = 0);
+        part.clear();
         let mut free = self.free.lock();
         if free.len() < KEPT_MAX {
             free.push(part);
@@ -85,7 +119,11 @@ pub(super) struct Filter {
 
 impl Filter {
     pub fn new(pool: &Arc<FilterPool>) -> Filter {
-        Filter { pool: Arc::clone(pool), small: part(pool.small_words), large: OnceLock::new() }
+        Filter {
+            pool: Arc::clone(pool),
+            small: Part::new(pool.small_words),
+            large: OnceLock::new(),
+        }
     }
 
     /// Adds a key, by its hash. Whoever sees what was published after this returned finds it.
