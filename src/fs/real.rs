@@ -243,6 +243,7 @@ impl File for RealFile {
             use std::os::fd::AsRawFd;
             let (offset, bytes) = (offset as libc::off64_t, bytes as libc::off64_t);
             #[expect(unsafe_code, reason = "rustix does not have it")]
+            // An error is the sync's to tell: without a flag to wait this takes none from it.
             // SAFETY: the descriptor is open as long as `self` lives; no memory is passed.
             let _ = unsafe {
                 libc::sync_file_range(
