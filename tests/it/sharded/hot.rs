@@ -11,6 +11,7 @@ use esker::{
 };
 
 use super::{builder, open};
+use crate::finally::Finally;
 
 fn hot(db: &ShardedDb) -> HotCounters {
     db.hot_counters("hot", KeyspaceOptions::new().merge(Counter::wrapping())).unwrap()
@@ -110,6 +111,7 @@ fn nothing_is_lost_or_doubled_while_slots_move() {
         for thread in 0..3 {
             let (counters, added, left, db) = (&counters, &added, &left, &db);
             scope.spawn(move || {
+                let _end = Finally(|| _ = left.fetch_sub(1, Ordering::SeqCst));
                 for n in 0..1500 {
                     if n % 3 == 0 {
                         let mut batch = db.batch();
@@ -121,7 +123,6 @@ fn nothing_is_lost_or_doubled_while_slots_move() {
                     }
                     added.fetch_add(n, Ordering::SeqCst);
                 }
-                left.fetch_sub(1, Ordering::SeqCst);
             });
         }
         let mut splits = 0;
