@@ -4,7 +4,8 @@
 //! again proves nothing: it may have dropped the pages and marked them clean. But everything that
 //! readers see is in memory. So:
 //!
-//! 1. The breaker goes to half-open: no commits, no jobs. Wait until those under way have ended.
+//! 1. The breaker goes to half-open: no commits, no jobs, no new keyspaces. Wait until those under
+//!    way have ended.
 //! 2. The cut is the last published commit. Write every memtable of every keyspace as tables, up
 //!    to the cut; what lies beyond belongs to commits that failed and was never visible.
 //! 3. Begin a new manifest, in one step: the old state, these tables, `flushed_upto` = cut for
@@ -87,6 +88,8 @@ impl Engine {
         if let Some(member) = &self.pipeline.member {
             member.prepare_resume(copied)?;
         }
+        // Whoever creates or drops a keyspace looked at the breaker under this lock.
+        drop(self.catalog.lock());
         let trees = self.trees.load_full();
         let mut rescued = Vec::new();
         for tree in trees.iter().filter(|tree| !tree.is_dropped()) {
@@ -186,5 +189,62 @@ impl Engine {
             self.trees.load().iter().filter(|tree| !tree.is_dropped()).cloned().collect();
         self.trees.store(Arc::new(live));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::KeyspaceOptions;
+    use crate::db::Db;
+    use crate::error::{DegradedCause, Error, ErrorKind};
+    use crate::fs::sim::{Phase, SimFs};
+    use crate::options::Options;
+    use crate::runtime::Runtime;
+
+    fn open(fs: &SimFs) -> Db {
+        Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "db", Options::tiny()).unwrap()
+    }
+
+    /// Bug: a keyspace that was created while a full disk healed was gone after the next open, with all
+    /// that was put in it. Cause: a repair that had looked at the keyspaces before took this one for
+    /// one whose drop had failed. Fix: it waits for whoever was let in before the breaker opened.
+    #[test]
+    fn a_keyspace_that_is_created_during_a_repair_stays() {
+        let fs = SimFs::new();
+        let db = open(&fs);
+        db.put("before", "1").unwrap();
+        std::thread::scope(|scope| {
+            let (engine, began) = (db.engine().clone(), std::sync::Once::new());
+            let (told, repairs) = std::sync::mpsc::channel();
+            fs.on_call(Arc::new(move |_, phase, call| {
+                let is_manifest = call.file_name().starts_with("manifest");
+                if phase == Phase::Before && call.is_sync() && is_manifest {
+                    // In the midst of the creation; time enough for the repair to come to the lock.
+                    began.call_once(|| {
+                        told.send(()).unwrap();
+                        std::thread::sleep(Duration::from_millis(100));
+                    });
+                }
+            }));
+            let repair = scope.spawn(move || {
+                repairs.recv().unwrap();
+                let full = Error::new(ErrorKind::NoSpace);
+                engine.pipeline.breaker.open(DegradedCause::NoSpace, &full);
+                engine.resume(0)
+            });
+            let created = db.keyspace("new", KeyspaceOptions::new()).unwrap();
+            fs.clear_hook();
+            _ = repair.join().unwrap();
+            // Its own worker may have been the one that repairs it.
+            while created.put("k", "v").is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        db.close().unwrap();
+        let new = open(&fs).keyspace("new", KeyspaceOptions::new()).unwrap();
+        assert_eq!(&*new.get("k").unwrap().unwrap(), b"v");
     }
 }

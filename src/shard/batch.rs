@@ -556,13 +556,12 @@ impl ShardedBatch {
             [only] => only.batch.submit(patience).map(|place| Places::from_iter([place])),
             parts => submit_joint(&self.handle.root, parts, patience),
         };
+        let published = places.and_then(|places| self.wait_published(&places).map(|()| places));
         note(&pass, &written);
-        let places = places?;
-        self.wait_published(&places)?;
-        Ok(places)
+        published
     }
 
-    /// The pass is let go of once its commits are published.
+    /// Keys are noted, and the pass let go of, once the commits are published.
     fn wait_published(&mut self, places: &Places) -> Result<()> {
         for (part, place) in self.parts.iter_mut().zip(places) {
             if let Some(place) = place {
@@ -587,9 +586,10 @@ impl ShardedBatch {
         written.push((space, slot, key.into()));
         let handle = self.handle.clone();
         let submitted = submit_once_at(&handle.root, &mut self.parts, at, event, patience);
+        let published = submitted
+            .and_then(|(once, places)| self.wait_published(&places).map(|()| (once, places)));
         note(&pass, &written);
-        let (once, places) = submitted?;
-        self.wait_published(&places)?;
+        let (once, places) = published?;
         match once {
             Once::Placed(place) => Ok((Outcome::Applied { seqno: place.last_seqno.0 }, places)),
             Once::Duplicate(first) => Ok((Outcome::Duplicate { seqno: first.0 }, places)),

@@ -25,7 +25,7 @@ use crate::shard::map::{SHARDS_MAX, SlotMap};
 use crate::shard::map_file::{MapFile, NotStored};
 use crate::shard::mover::Mover;
 use crate::shard::partition::Partition;
-use crate::shard::routing::{Gate, Pass, Routing, SpaceId};
+use crate::shard::routing::{Gate, Pass, Routes, SpaceId};
 use crate::shard::slots::{ShardIndex, Slot};
 use crate::write::closing::Joints;
 use crate::write::commit::closed_error;
@@ -43,7 +43,7 @@ pub(crate) struct Root {
     pub joints: Arc<Joints>,
     /// By number. Filled before the routing names a shard, and never changed.
     shards: Box<[OnceLock<Db>]>,
-    pub routing: ArcSwap<Routing>,
+    pub routing: Routes,
     pub gate: Gate,
     /// What is asked of the slots.
     pub load: Load,
@@ -126,7 +126,7 @@ impl Root {
             partition: parts.partition,
             joints: parts.joints,
             shards,
-            routing: ArcSwap::from_pointee(Routing { map: map.clone() }),
+            routing: Routes::new(map.clone()),
             load: Load::new(map.slot_count(), runtime.now()),
             gate: Gate::new(Pass::plain(map)),
             mover: Mover::default(),
@@ -234,7 +234,7 @@ impl Root {
         catalog.file.store(&again).map_err(NotStored::into_error)?;
         catalog.map = again;
         let map = Arc::new(catalog.map.clone());
-        self.routing.store(Arc::new(Routing { map: map.clone() }));
+        self.routing.replace(map.clone());
         self.gate.replace(Pass::plain(map), &self.runtime);
         Ok(())
     }

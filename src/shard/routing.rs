@@ -2,7 +2,7 @@
 //!
 //! Readers and writers load what they go by without a lock, and hold it while they are at it:
 //!
-//! - Readers hold [`Routing`]. Once it is replaced and nobody holds the old one any more, no read is
+//! - Readers hold [`Routing`]. Once it is replaced and nobody holds an old one any more, no read is
 //!   under way that looks for a key at its old place.
 //! - Writers hold [`Pass`] from before they choose a shard until after they are published. Once it
 //!   is replaced and nobody holds the old one, no commit is under way that was routed by it.
@@ -43,6 +43,43 @@ const DIRTY_OVERHEAD: usize = 64;
 /// What readers go by.
 pub(crate) struct Routing {
     pub map: Arc<SlotMap>,
+}
+
+/// The routing in use, and those before it that somebody may still go by.
+pub(crate) struct Routes {
+    current: ArcSwap<Routing>,
+    replaced: Mutex<Vec<Arc<Routing>>>,
+}
+
+impl Routes {
+    pub fn new(map: Arc<SlotMap>) -> Routes {
+        let current = ArcSwap::from_pointee(Routing { map });
+        Routes { current, replaced: Mutex::default() }
+    }
+
+    /// What a reader goes by, for as long as this is held.
+    #[inline]
+    pub fn load(&self) -> Guard<Arc<Routing>> {
+        self.current.load()
+    }
+
+    /// Has readers go by another map from now on.
+    pub fn replace(&self, map: Arc<SlotMap>) {
+        let before = self.current.swap(Arc::new(Routing { map }));
+        let mut replaced = self.replaced.lock();
+        replaced.push(before);
+        // Whoever else is gone need not be waited for.
+        replaced.retain(|routing| Arc::strong_count(routing) > 1);
+    }
+
+    /// Waits until nobody goes by a routing that was replaced before: the last one alone does not do,
+    /// a reader may have been held up for several.
+    pub fn wait_for_replaced(&self, runtime: &Runtime) {
+        let replaced = std::mem::take(&mut *self.replaced.lock());
+        replaced.into_iter().for_each(|routing| wait_alone(routing, runtime));
+        // What those did who were gone already comes before what follows.
+        fence(Ordering::Acquire);
+    }
 }
 
 /// What writers go by.
@@ -210,7 +247,7 @@ impl Gate {
 pub(crate) type Entered = Guard<Arc<Pass>>;
 
 /// Waits until nobody else holds this, which was replaced and cannot be loaded any more.
-pub(crate) fn wait_alone<T>(replaced: Arc<T>, runtime: &Runtime) {
+fn wait_alone<T>(replaced: Arc<T>, runtime: &Runtime) {
     let mut pause = Duration::from_micros(20);
     while Arc::strong_count(&replaced) > 1 {
         runtime.sleep(pause);

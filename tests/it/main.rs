@@ -15,6 +15,8 @@ mod crash;
 mod docs;
 mod examples;
 #[cfg(feature = "testing")]
+mod finally;
+#[cfg(feature = "testing")]
 mod fixture;
 #[cfg(feature = "testing")]
 mod http;

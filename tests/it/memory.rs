@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::finally::Finally;
 use crate::settings::number;
 
 use esker::{Counter, Db, Filter, Keyspace, KeyspaceOptions, Options, ReadMode};
@@ -118,6 +119,7 @@ fn role() {
                 thread::sleep(Duration::from_millis(1));
             }
         });
+        let _end = Finally(|| done.store(true, Ordering::Relaxed));
         let db = Db::open_with(dir.path(), options).unwrap();
         let counts = KeyspaceOptions::new().merge(Counter::wrapping());
         let counts = db.keyspace("counts", counts).unwrap();
@@ -142,7 +144,6 @@ fn role() {
             phase("batches", &|| load.batches()),
             phase("compaction", &|| load.compact()),
         ];
-        done.store(true, Ordering::Relaxed);
         println!("{} MiB, most at each:{}", budget >> 20, table.borrow().trim_end_matches(','));
         println!("{}", load.db.stats());
         let most = peaks.into_iter().max().expect("not empty");

@@ -16,6 +16,7 @@ use esker::{
     TokenWindow,
 };
 
+use crate::finally::Finally;
 use crate::settings;
 
 fn counters(db: &Db) -> Keyspace {
@@ -455,11 +456,11 @@ fn guards_come_through_beside_plain_writers() {
                 db.put(format!("plain {}", number % 100_000), "value").unwrap();
             }
         });
+        let _end = Finally(|| stop.store(true, Ordering::Relaxed));
         for number in 0..2000u32 {
             db.put_if_absent(format!("slot {number}"), "mine").unwrap();
             assert!(db.put_if_absent(format!("slot {number}"), "theirs").is_err());
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(db.prefix("slot ").count(), 2000);
 }

@@ -27,7 +27,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::settings::number;
 
@@ -223,27 +223,29 @@ impl Writer {
         sealed_steps(&self.counts, thread)
     }
 
-    /// Does a step in spite of errors: an operator who resumes at once, and looks whether what
-    /// failed is there before he does it again.
+    /// Does a step in spite of errors: an operator who resumes at once, and then looks whether what
+    /// failed is there before he does it again. Only then: while writes are refused, what others
+    /// have under way may still make it visible.
     fn insist(&self, thread: usize, n: u64) {
-        let mut last = None;
-        for _ in 0..1_000 {
+        let (mut last, began) = (None, Instant::now());
+        while began.elapsed() < Duration::from_secs(60) {
             match self.step(thread, n) {
                 Ok(()) => return,
-                Err(error) => {
-                    assert!(is_of_the_disk(&error), "{error}: {:?}", error.kind());
-                    // Reads go on.
-                    patiently(|| self.db.get(key(thread, n)));
-                }
+                Err(error) => assert!(is_of_the_disk(&error), "{error}: {:?}", error.kind()),
             }
-            // Fails as long as the disk does, or while another thread resumes.
-            last = self.db.resume().err().or(last);
-            std::thread::sleep(Duration::from_millis(1));
-            if self.db.breaker().0 == BreakerState::Closed && self.found(thread) == n + 1 {
+            // Reads go on.
+            patiently(|| self.db.get(key(thread, n)));
+            // A resume fails as long as the disk does, or while another thread resumes.
+            while self.db.breaker().0 != BreakerState::Closed {
+                last = self.db.resume().err().or(last);
+                assert!(began.elapsed() < Duration::from_secs(60), "never resumed: {last:?}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if self.found(thread) == n + 1 {
                 return;
             }
         }
-        panic!("never resumed: {last:?}, {:?}", self.db.breaker());
+        panic!("never done: {last:?}, {:?}", self.db.breaker());
     }
 }
 

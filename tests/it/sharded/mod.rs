@@ -25,6 +25,8 @@ use esker::{
     ShardedDbBuilder,
 };
 
+use crate::finally::Finally;
+
 fn builder(shards: usize) -> ShardedDbBuilder {
     ShardedDb::builder("/db").options(Options::tiny()).shards(shards).slots(64)
 }
@@ -151,11 +153,11 @@ fn a_snapshot_sees_what_was_acknowledged_before() {
     };
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let _end = Finally(|| stop.store(true, Ordering::Relaxed));
             for n in 1..4_000u64 {
                 db.put(a, n.to_string()).unwrap();
                 db.put(&b, n.to_string()).unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
         });
         while !stop.load(Ordering::Relaxed) {
             let snapshot = db.snapshot();
@@ -194,6 +196,7 @@ fn moves_go_on_under_readers_and_writers() {
                 }
             });
         }
+        let _end = Finally(|| stop.store(true, Ordering::Relaxed));
         for round in 0..6 {
             match round {
                 0 | 3 => drop(db.split(round / 3).unwrap()),
@@ -205,7 +208,6 @@ fn moves_go_on_under_readers_and_writers() {
             }
             db.wait_for_moves().unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let sum = |db: &ShardedDb| -> i64 {
         let counts = counters(db);
