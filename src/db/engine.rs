@@ -547,12 +547,14 @@ impl Engine {
             let state = self.pipeline.lock();
             let actives = trees.iter().filter_map(|tree| Some((state.active_from(tree)?, tree)));
             let oldest = actives.min_by_key(|(from, _)| *from);
-            let end = state.cursor().lsn();
             drop(state);
-            // Otherwise frozen memtables hold the logs until they are flushed. To freeze an active one
-            // would free nothing, and be done again at each measuring, a few hundred entries at a time.
-            let holds = |from: Lsn| end.0 - from.0 > limits.logs_bytes_max / 4;
-            self.freeze_quietly(oldest.filter(|(from, _)| holds(*from)).map(|(_, tree)| tree));
+            // Where a frozen memtable holds the logs, its flush is due. To freeze an active one would
+            // free nothing, and be done again at each measuring, a few hundred entries at a time.
+            let is_held = |from: Lsn| {
+                let mut views = trees.iter().map(|tree| tree.view());
+                views.any(|view| view.frozen.iter().any(|frozen| frozen.first_lsn < from))
+            };
+            self.freeze_quietly(oldest.filter(|(from, _)| !is_held(*from)).map(|(_, tree)| tree));
         }
     }
 
@@ -703,11 +705,10 @@ mod tests {
     use super::*;
     use crate::db::Db;
     use crate::fs::sim::SimFs;
-    use crate::options::Options;
 
     /// Bug: with a budget of 256 MiB a process took 360 MiB while flushes were slow. Cause: the logs of
     /// the frozen memtables were long enough for the active one to be frozen, at each measuring, which
-    /// freed nothing: a hundred memtables of a few hundred entries each. Fix: only if it holds them.
+    /// freed nothing: a hundred memtables of a few hundred entries each. Fix: not while frozen ones hold them.
     #[test]
     fn logs_of_frozen_memtables_do_not_freeze_the_active_one() {
         // On a stepper nothing is flushed unless the caller waits.
