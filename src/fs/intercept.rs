@@ -142,7 +142,8 @@ pub enum Verdict {
     Proceed,
     /// It is not done, and reported as done. For calls that return nothing; others are done.
     Skip,
-    /// It is reported as done, and done after the next call that changes something.
+    /// It is reported as done, and done after the next call that changes something. For `sync`,
+    /// `sync_dir` and `rename`; a panic for others.
     Delay,
     /// It is not done, and reported as failed.
     Fail(io::Error),

@@ -15,6 +15,9 @@ mod batcher;
 mod coalescer;
 #[path = "../../examples/counters.rs"]
 mod counters;
+#[cfg(feature = "testing")]
+#[path = "../../examples/crash_check.rs"]
+mod crash_check;
 #[path = "../../examples/hot_counters.rs"]
 mod hot_counters;
 #[path = "../../examples/http.rs"]
@@ -40,6 +43,12 @@ fn quickstart_runs() {
 #[test]
 fn counters_runs() {
     counters::main().unwrap();
+}
+
+#[cfg(feature = "testing")]
+#[test]
+fn crash_check_runs() {
+    crash_check::main().unwrap();
 }
 
 #[test]
