@@ -213,6 +213,8 @@ pub(crate) struct Limits {
     pub level0_runs: usize,
     /// Writers are stopped at so many runs of level 0; slowed down well before.
     pub level0_runs_max: usize,
+    /// So many runs of large entries count as one, at most.
+    pub level0_patience_max: u64,
     /// Target of the smallest level below 0.
     pub base_level_bytes: u64,
     /// Each level's target is so many times the one above it.
@@ -240,6 +242,7 @@ impl Limits {
             job_bytes: memory / 16 * 3 / threads,
             level0_runs: 4,
             level0_runs_max: 24,
+            level0_patience_max: 4,
             base_level_bytes: 4 * memtable_bytes as u64,
             level_ratio: 10,
             manifest_bytes: 1 << 20,
@@ -273,6 +276,7 @@ impl Limits {
             job_bytes: 64 << 10,
             level0_runs: 2,
             level0_runs_max: 6,
+            level0_patience_max: 1,
             base_level_bytes: 2048,
             level_ratio: 4,
             manifest_bytes: 1024,

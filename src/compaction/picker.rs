@@ -6,9 +6,10 @@
 //! into it. (As RocksDB's `level_compaction_dynamic_level_bytes`.)
 //!
 //! What is done first:
-//! 1. level 0 into the base level once it has `level0_runs` runs, unless the base level holds
-//!    twice its target and is worse off: every run costs each read, and a base level that has
-//!    outgrown its target makes each compaction into it dearer;
+//! 1. level 0 into the base level once it has `level0_runs` runs, more where entries are large
+//!    ([`level0_patience`]), unless the base level holds twice its target and is worse off: every run
+//!    costs each read, and a base level that has outgrown its target makes each compaction into it
+//!    dearer;
 //! 2. the level that exceeds its target by the largest factor, by the tables that overlap the
 //!    level below least, garbage counted in their favour;
 //! 3. with nothing else to do: levels that are no longer needed, tables that are mostly
@@ -49,6 +50,8 @@ const INPUT_TABLES_MAX: u64 = 16;
 const OVERLAP_TABLES_MAX: u64 = 10;
 /// Tables that one edit moves.
 const MOVED_TABLES_MAX: usize = 64;
+/// Up to twice so many bytes an entry, runs of level 0 count as they are.
+const USUAL_ENTRY_BYTES: u64 = 1 << 10;
 /// Pieces that a flush is cut into for the sake of slices: smaller ones would cost more files than
 /// they save.
 const FLUSH_PIECES_MAX: u64 = 16;
@@ -275,8 +278,9 @@ impl Scores {
         let bytes = version.level0().iter().map(|run| unclaimed(run)).sum::<u64>();
         // Runs that are not wholly being compacted away.
         let level0_runs = version.level0().iter().filter(|run| unclaimed(run) > 0).count();
-        let by_runs = level0_runs as f64 / limits.level0_runs.max(1) as f64;
-        let by_bytes = bytes as f64 / limits.base_level_bytes.max(1) as f64;
+        let patience = level0_patience(version, limits) as f64;
+        let by_runs = level0_runs as f64 / limits.level0_runs.max(1) as f64 / patience;
+        let by_bytes = bytes as f64 / limits.base_level_bytes.max(1) as f64 / patience;
         // A lone run of level 0 costs reads no more than it would in the base level.
         let score = if level0_runs > 1 { by_runs.max(by_bytes) } else { by_runs };
         levels[0] = LevelScore { bytes, target: limits.base_level_bytes, score };
@@ -306,6 +310,16 @@ impl Scores {
         urgent.sort_by(|a, b| rank(*b).total_cmp(&rank(*a)));
         urgent
     }
+}
+
+/// How many runs of level 0 count as one. What a run costs, each read pays, and less of it the fewer
+/// entries there are; what a compaction costs goes by the bytes. So the larger the entries, the more
+/// runs are worth waiting for, to be merged all at once.
+pub(crate) fn level0_patience<T: HasFacts>(version: &Version<T>, limits: &Limits) -> u64 {
+    let tables = || version.level0().iter().flat_map(|run| run.tables()).map(|t| t.facts());
+    let bytes: u64 = tables().map(|facts| facts.bytes).sum();
+    let entries: u64 = tables().map(|facts| facts.entries).sum();
+    (bytes / (entries * USUAL_ENTRY_BYTES).max(1)).clamp(1, limits.level0_patience_max.max(1))
 }
 
 /// The level that the smallest share of data of this size belongs to.
@@ -907,6 +921,23 @@ mod tests {
         let cuts = format!("{:?}", flush_cuts(&version, &huge));
         let expected = Cuts::behind([b"b", b"d", b"f", b"h"].map(|k| k[..].into()).to_vec());
         assert_eq!(cuts, format!("{expected:?}"));
+    }
+
+    #[test]
+    fn runs_of_large_entries_are_waited_for() {
+        // Of ten entries each, of 10 bytes, just below 2 KiB, 2 KiB, 3 and 10.
+        for (bytes, patience) in [(100, 1), (20_479, 1), (20_480, 2), (30_720, 3), (102_400, 4)] {
+            let limits = Limits { level0_patience_max: 4, base_level_bytes: 1 << 20, ..limits() };
+            let mut version = Version::empty();
+            for run in 1..=7 {
+                let tables = format!("{run}[a-z]:{bytes}");
+                version = add_run(&version, &format!("L0.{run}"), &tables);
+                assert_eq!(level0_patience(&version, &limits), patience);
+                let picked = pick(&version, &limits, &Claims::default(), SeqNo::MAX).is_some();
+                let wanted = run >= patience as usize * limits.level0_runs;
+                assert_eq!(picked, wanted, "{run} runs of {bytes} bytes");
+            }
+        }
     }
 
     #[test]

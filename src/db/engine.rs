@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 
 use crate::batch::{BatchBuilder, Operation, Operations, Payload};
 use crate::coding::Decoded;
+use crate::compaction::picker::level0_patience;
 use crate::cursor::ValueRef;
 use crate::db::catalog::Catalog;
 use crate::db::once::Tokens;
@@ -513,7 +514,10 @@ impl Engine {
         self.note_holding();
         let shares = self.resources.shares(self);
         let logs_bytes = self.pipeline.logs.live_bytes();
-        let level0_runs = |tree: &Arc<Tree>| tree.view().version.level0().len();
+        let level0_runs = |tree: &Arc<Tree>| {
+            let version = &tree.view().version;
+            version.level0().len() / level0_patience(version, limits) as usize
+        };
         let debt = |tree: &Arc<Tree>| tree.debt_bytes.load(Ordering::Relaxed);
         let stored: u64 = trees.iter().map(|tree| tree.table_bytes()).sum();
         self.pressure.update(&Measures {
@@ -541,10 +545,16 @@ impl Engine {
         }
         if logs_bytes > limits.logs_bytes_max / 4 {
             let state = self.pipeline.lock();
-            let pins = |tree: &&Arc<Tree>| state.active_from(tree).unwrap_or(Lsn(u64::MAX));
-            let oldest = trees.iter().min_by_key(pins);
+            let actives = trees.iter().filter_map(|tree| Some((state.active_from(tree)?, tree)));
+            let oldest = actives.min_by_key(|(from, _)| *from);
             drop(state);
-            self.freeze_quietly(oldest);
+            // Where a frozen memtable holds the logs, its flush is due. To freeze an active one would
+            // free nothing, and be done again at each measuring, a few hundred entries at a time.
+            let is_held = |from: Lsn| {
+                let mut views = trees.iter().map(|tree| tree.view());
+                views.any(|view| view.frozen.iter().any(|frozen| frozen.first_lsn < from))
+            };
+            self.freeze_quietly(oldest.filter(|(from, _)| !is_held(*from)).map(|(_, tree)| tree));
         }
     }
 
@@ -687,5 +697,39 @@ impl Supplies for Engine {
 
     fn log_rotated(&self) {
         self.wake_log_thread();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::Db;
+    use crate::fs::sim::SimFs;
+
+    /// Bug: with a budget of 256 MiB a process took 360 MiB while flushes were slow. Cause: the logs of
+    /// the frozen memtables were long enough for the active one to be frozen, at each measuring, which
+    /// freed nothing: a hundred memtables of a few hundred entries each. Fix: not while frozen ones hold them.
+    #[test]
+    fn logs_of_frozen_memtables_do_not_freeze_the_active_one() {
+        // On a stepper nothing is flushed unless the caller waits.
+        let (fs, runtime) = (Arc::new(SimFs::new()), Runtime::stepper(1));
+        let db = Db::open_on(fs, runtime, "/db", Options::tiny()).unwrap();
+        let limit = db.engine().limits.logs_bytes_max / 4;
+        let frozen = || db.tree.view().frozen.len();
+        let mut key = 0_u32;
+        let mut put = |value_bytes: usize| {
+            key += 1;
+            db.put(key.to_be_bytes(), vec![7; value_bytes]).unwrap();
+            db.engine().measure_pressure();
+        };
+        while frozen() == 0 {
+            put(300);
+        }
+        while db.engine().pipeline.logs.live_bytes() <= limit {
+            put(10);
+        }
+        let before = frozen();
+        (0..3).for_each(|_| put(10));
+        assert!(frozen() <= before + 1, "each measuring froze it");
     }
 }

@@ -109,13 +109,8 @@ impl Db {
     /// # Errors
     /// As [`Db::open`].
     pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Db> {
-        let fs = match options.durability {
-            Durability::Process => RealFs::new(),
-            // A page that was synced is stored into again at the price of a fault.
-            Durability::Disk => RealFs::with_written_logs(),
-        };
         let resources = Resources::of(Runtime::threads(), &options);
-        Db::open_inner(Arc::new(fs), resources, path.as_ref(), options)
+        Db::open_inner(Arc::new(RealFs::new()), resources, path.as_ref(), options)
     }
 
     /// Opens a database on a file system and a runtime of the caller's: for tests.

@@ -138,6 +138,12 @@ impl Resources {
     pub(crate) fn of(runtime: Runtime, options: &Options) -> Resources {
         let limits = options.limits();
         let chunk_bytes = (limits.memtable_bytes / 16).clamp(4 << 10, 1 << 20);
+        let arenas = ArenaPool::new(
+            chunk_bytes,
+            limits.memtables_bytes_max,
+            limits.leaf_slots,
+            limits.memtable_bytes,
+        );
         let shared = Arc::new(Shared {
             runtime,
             memory: options.memory,
@@ -145,7 +151,7 @@ impl Resources {
             crew: Crew::default(),
             cache: BlockCache::new(limits.cache_bytes),
             buffers: Buffers::new(limits.buffers_bytes(options.threads)),
-            arenas: ArenaPool::new(chunk_bytes, limits.memtables_bytes_max, limits.leaf_slots),
+            arenas,
             limits,
             measure_shift: AtomicU32::new(MEASURE_SHIFT_MAX),
         });

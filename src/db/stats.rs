@@ -108,7 +108,7 @@ pub struct MemoryStats {
     pub budget: u64,
     /// Memtables, active and frozen.
     pub memtables: u64,
-    /// Arena chunks kept for the next memtables.
+    /// Arena chunks kept for the next memtables, and the filters of memtables.
     pub arena_pool: u64,
     /// Blocks in the cache.
     pub block_cache: u64,

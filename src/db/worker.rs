@@ -320,7 +320,7 @@ impl Engine {
             }
             let runs = if dense { 1 } else { LEVEL0_RUNS_AT_REST };
             let level0_runs = self.limits.level0_runs.min(runs);
-            let limits = Limits { level0_runs, ..self.limits.clone() };
+            let limits = Limits { level0_runs, level0_patience_max: 1, ..self.limits.clone() };
             let claims = state.claims.entry(tree.id).or_default();
             let plan = picker::pick(&view.version, &limits, claims, oldest)?;
             Some(Job::Compact(tree.clone(), plan))

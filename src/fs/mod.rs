@@ -154,6 +154,9 @@ pub trait File: Send + Sync + fmt::Debug {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Makes contents and length durable. Never retried by callers on the same file.
     fn sync(&self) -> io::Result<()>;
+    /// Begins to write this range to the disk, and does not wait for it: the sync to come then has less
+    /// to wait for. A hint.
+    fn write_back(&self, _offset: u64, _bytes: u64) {}
     /// Reserves disk space for `bytes` bytes without changing the length. A hint: file systems
     /// that cannot do it succeed; a full disk fails with `StorageFull`.
     fn allocate(&self, bytes: u64) -> io::Result<()>;

@@ -7,7 +7,7 @@
 //!    instead of the 800 ns of `write(2)`, and survives SIGKILL as well as that does. Copy-on-write
 //!    file systems are left out: a store there can need a new block, and on a full disk that is a
 //!    SIGBUS.
-//! 2. *Written*: `pwrite` elsewhere, and where each commit is synced.
+//! 2. *Written*: `pwrite` elsewhere.
 //!
 //! Both are synced by `fdatasync` on the descriptor, never by `msync`: through a mapping a sync
 //! took 310 µs against 105 µs. A log is never written in large chunks before it is mapped: a store
@@ -49,9 +49,8 @@ impl RealFs {
         RealFs { boot_id: read_boot_id().unwrap_or_else(random_u128), may_map_logs: true }
     }
 
-    /// The same, but logs are written by `pwrite` everywhere: for commits that are mostly synced. A
-    /// sync makes the pages of a mapping read-only again, so that the next store faults: 10 of 105 µs
-    /// for a lone writer.
+    /// The same, but logs are written by `pwrite` everywhere: for tests of what other file systems get.
+    #[cfg(any(test, feature = "testing"))]
     #[must_use]
     pub fn with_written_logs() -> RealFs {
         RealFs { may_map_logs: false, ..RealFs::new() }
@@ -236,6 +235,27 @@ impl File for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn write_back(&self, offset: u64, bytes: u64) {
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::fd::AsRawFd;
+            let (offset, bytes) = (offset as libc::off64_t, bytes as libc::off64_t);
+            #[expect(unsafe_code, reason = "rustix does not have it")]
+            // An error is the sync's to tell: without a flag to wait this takes none from it.
+            // SAFETY: the descriptor is open as long as `self` lives; no memory is passed.
+            let _ = unsafe {
+                libc::sync_file_range(
+                    self.0.as_raw_fd(),
+                    offset,
+                    bytes,
+                    libc::SYNC_FILE_RANGE_WRITE,
+                )
+            };
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (offset, bytes);
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {

@@ -32,6 +32,7 @@ use memmap2::MmapMut;
 use parking_lot::Mutex;
 
 use crate::key::{EntryKind, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::memtable::filter::FilterPool;
 
 /// Size of an arena's first chunk.
 const FIRST_CHUNK_BYTES: usize = 4 << 10;
@@ -49,9 +50,10 @@ const ENTRY_HEADER_BYTES: usize = 8;
 pub(crate) struct ArenaPool {
     chunk_bytes: usize,
     leaf_slots: usize,
-    /// While there are more bytes than this, used and free ones together, chunks that come back are
+    /// While there are more bytes than this, used ones, free ones and filters, chunks that come back are
     /// freed: what memtables give up is not to be held on top of what they have.
     kept_bytes_max: usize,
+    filters: Arc<FilterPool>,
     pooled: Mutex<Pooled>,
 }
 
@@ -64,14 +66,20 @@ struct Pooled {
 
 impl ArenaPool {
     /// A pool of chunks of `chunk_bytes` each that keeps some for reuse while they are at most
-    /// `kept_bytes_max`, those in use and large entries included, for memtables whose leaves are split
-    /// at `leaf_slots` entries.
+    /// `kept_bytes_max`, those in use, large entries and filters included, for memtables of about
+    /// `memtable_bytes` whose leaves are split at `leaf_slots` entries.
     ///
     /// # Panics
     /// If `chunk_bytes` is not in 4 KiB..=16 MiB.
-    pub fn new(chunk_bytes: usize, kept_bytes_max: usize, leaf_slots: usize) -> Arc<ArenaPool> {
+    pub fn new(
+        chunk_bytes: usize,
+        kept_bytes_max: usize,
+        leaf_slots: usize,
+        memtable_bytes: usize,
+    ) -> Arc<ArenaPool> {
         assert!((FIRST_CHUNK_BYTES..=16 << 20).contains(&chunk_bytes));
-        Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_bytes_max, pooled: Mutex::default() })
+        let (filters, pooled) = (Arc::new(FilterPool::new(memtable_bytes)), Mutex::default());
+        Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_bytes_max, filters, pooled })
     }
 
     /// Memtables split their leaves at so many entries.
@@ -84,9 +92,15 @@ impl ArenaPool {
         self.chunk_bytes
     }
 
-    /// Bytes in chunks that no memtable uses.
+    /// Where memtables take their filters from.
+    pub(super) fn filters(&self) -> &Arc<FilterPool> {
+        &self.filters
+    }
+
+    /// Bytes that no memtable counts: in chunks that none uses, and in all filters.
     pub fn free_bytes(&self) -> usize {
-        self.pooled.lock().free.len() * self.chunk_bytes
+        let free = self.pooled.lock().free.len();
+        free * self.chunk_bytes + self.filters.bytes()
     }
 
     pub(super) fn take(&self) -> Memory {
@@ -122,7 +136,7 @@ impl ArenaPool {
     }
 
     fn held_bytes(&self, pooled: &Pooled) -> usize {
-        pooled.used_bytes + pooled.free.len() * self.chunk_bytes
+        pooled.used_bytes + pooled.free.len() * self.chunk_bytes + self.filters.bytes()
     }
 }
 
@@ -139,7 +153,7 @@ pub(super) struct Memory {
 unsafe impl Send for Memory {}
 
 impl Memory {
-    fn new(bytes: usize) -> Memory {
+    pub fn new(bytes: usize) -> Memory {
         assert!(bytes > 0);
         let layout = Layout::from_size_align(bytes, CHUNK_ALIGN);
         let layout = layout.expect("a chunk's size fits an isize");
@@ -464,7 +478,7 @@ mod tests {
 
     #[test]
     fn entries_of_every_size_come_back() {
-        let pool = ArenaPool::new(64 << 10, 1 << 20, 256);
+        let pool = ArenaPool::new(64 << 10, 1 << 20, 256, 1 << 20);
         let arena = Arena::new(&pool);
         assert!(arena.is_empty());
         assert_eq!(arena.held_bytes(), 0);
@@ -489,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_small_arena_holds_little_and_chunks_are_reused() {
-        let pool = ArenaPool::new(64 << 10, 100 << 10, 256);
+        let pool = ArenaPool::new(64 << 10, 100 << 10, 256, 1 << 20);
         let arena = Arena::new(&pool);
         arena.write(b"k", EntryKind::Put, b"v");
         assert_eq!(arena.held_bytes(), FIRST_CHUNK_BYTES);
@@ -513,7 +527,7 @@ mod tests {
 
     #[test]
     fn threads_never_share_bytes() {
-        let pool = ArenaPool::new(4 << 10, 0, 256);
+        let pool = ArenaPool::new(4 << 10, 0, 256, 1 << 20);
         let arena = Arena::new(&pool);
         std::thread::scope(|scope| {
             for thread in 0..4u8 {

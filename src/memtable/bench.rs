@@ -15,7 +15,7 @@ impl Pool {
     /// Chunks of `chunk_bytes`, of which `kept_bytes_max` are kept.
     #[must_use]
     pub fn new(chunk_bytes: usize, kept_bytes_max: usize) -> Pool {
-        Pool(ArenaPool::new(chunk_bytes, kept_bytes_max, 256))
+        Pool(ArenaPool::new(chunk_bytes, kept_bytes_max, 256, 64 << 20))
     }
 }
 

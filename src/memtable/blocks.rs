@@ -121,10 +121,10 @@ mod tests {
 
     #[test]
     fn blocks_do_not_overlap_are_used_again_and_outlive_their_memtable() {
-        let pool = ArenaPool::new(64 << 10, 1 << 20, 256);
+        let pool = ArenaPool::new(64 << 10, 1 << 20, 256, 1 << 20);
         let blocks = Blocks::new(&pool);
         assert!(!blocks.are_worth(0) && blocks.are_worth(16 << 10));
-        assert!(!Blocks::new(&ArenaPool::new(32 << 10, 1 << 20, 256)).are_worth(16 << 10));
+        assert!(!Blocks::new(&ArenaPool::new(32 << 10, 1 << 20, 256, 1 << 20)).are_worth(16 << 10));
         let sizes = [2240, 4352, 6464];
         let mut random = fastrand::Rng::with_seed(3);
         let mut used: Vec<(usize, NonNull<u8>)> = Vec::new();

@@ -253,7 +253,8 @@ mod tests {
             [2, 4, 8, 32].into_iter().flat_map(|slots| (0..24).map(move |s| (slots, s)))
         {
             let rng = &mut fastrand::Rng::with_seed(seed);
-            let memtable = Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, slots)));
+            let memtable =
+                Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, slots, 64 << 10)));
             let (world, mut model) = (World(AtomicU64::new(0)), BTreeMap::new());
             for seqno in 1..2000 {
                 put_random(&memtable, &world, rng, seqno, &mut model);
@@ -300,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_reader_below_the_horizon_is_told_so() {
-        let memtable = Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, 4));
+        let memtable = Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, 4, 64 << 10));
         let world = World(AtomicU64::new(0));
         let put = |seqno: u64| {
             memtable.insert_within(b"a", SeqNo(seqno), EntryKind::Put, &[0; 8], Some(&world));
@@ -314,7 +315,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_from_a_queue_leaves_nothing_behind() {
-        let memtable = Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, 32)));
+        let memtable = Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, 32, 64 << 10)));
         let world = World(AtomicU64::new(0));
         let mut seqno = 0;
         let mut write = |key: u64, kind, value: &[u8]| {
@@ -347,7 +348,8 @@ mod tests {
     fn readers_see_whole_keys_while_leaves_collapse_and_merge() {
         const WRITES: u64 = 60_000;
         for slots in [4, 16, 256] {
-            let memtable = Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, slots)));
+            let memtable =
+                Arc::new(Memtable::new(&ArenaPool::new(64 << 10, 1 << 20, slots, 64 << 10)));
             let (visible, done) = (AtomicU64::new(0), AtomicBool::new(false));
             let reading = [const { AtomicU64::new(u64::MAX) }; 2];
             let lock = parking_lot::Mutex::new(());

@@ -4,6 +4,7 @@
 //! - `arena`: the memory of the entries, and the pool it comes from.
 //! - `blocks`: the memory of the leaves, from the same pool.
 //! - `leaf`: some hundred slots that point at entries.
+//! - `filter`: tells of most keys that they are not here.
 //! - `collapse`: what a leaf that is sorted anew may leave out.
 //! - `cursor`: walks the leaves.
 //!
@@ -59,6 +60,7 @@ pub mod bench;
 mod blocks;
 mod collapse;
 mod cursor;
+mod filter;
 mod leaf;
 mod position;
 #[cfg(test)]
@@ -80,8 +82,9 @@ pub(crate) use crate::memtable::cursor::MemtableCursor;
 
 use crate::cursor::ValueRef;
 use crate::key::{EntryKind, SeqNo, hash};
-use crate::memtable::arena::Arena;
+use crate::memtable::arena::{Arena, prefetch};
 use crate::memtable::blocks::Blocks;
+use crate::memtable::filter::Filter;
 use crate::memtable::leaf::{Header, LeafRef, OwnedLeaf, Run, Slot, TAIL_SLOTS_MAX};
 use crate::memtable::position::Position;
 use crate::operator::Quick;
@@ -136,6 +139,7 @@ pub(crate) enum Stopped {
 pub(crate) struct Memtable {
     index: SkipList<Lower, Node>,
     arena: Arena,
+    filter: Filter,
     shape: Shape,
     /// Where leaves lie once there are enough of them.
     blocks: Arc<Blocks>,
@@ -204,10 +208,10 @@ impl Memtable {
     fn with_shape(pool: &Arc<ArenaPool>, shape: Shape) -> Memtable {
         assert!(shape.slots_max >= 2 && (1..=TAIL_SLOTS_MAX).contains(&shape.tail_max));
         let index = SkipList::new(epoch::default_collector().clone());
-        let arena = Arena::new(pool);
+        let (arena, filter) = (Arena::new(pool), Filter::new(pool.filters()));
         let (leaves_bytes, tombstones) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let blocks = Blocks::new(pool);
-        let memtable = Memtable { index, arena, shape, blocks, leaves_bytes, tombstones };
+        let memtable = Memtable { index, arena, filter, shape, blocks, leaves_bytes, tombstones };
         let room = shape.slots_max.min(8);
         let first = memtable.make_leaf(&Run::default(), 0..0, room, Position::END, SeqNo::ZERO);
         memtable.add_node(Lower(Position::START), Node::new(memtable.count(first)), &epoch::pin());
@@ -245,8 +249,9 @@ impl Memtable {
         let hash = hash(key);
         let position = Position::new(key, seqno);
         let (lower, node) = self.node_at(&position, guard);
-        // The leaf is rarely in the cache; it arrives while other things are being done.
+        // They are rarely in the cache, and arrive while other things are being done.
         node.leaf(guard).prefetch_header();
+        prefetch(self.filter.place(hash));
         Found { key, hash, position, lower, node }
     }
 
@@ -264,6 +269,7 @@ impl Memtable {
         }
         let Found { key, hash, position, mut lower, mut node } = found;
         let slot = self.write(&position, key, kind, value);
+        self.filter.add(hash, self.arena.held_bytes());
         race(RacePoint::Found);
         loop {
             let locked = node.lock();
@@ -294,6 +300,9 @@ impl Memtable {
         F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
     {
         debug_assert_eq!(hash, crate::key::hash(key));
+        if !self.filter.may_have(hash) {
+            return ControlFlow::Continue(());
+        }
         let target = Position::new(key, snapshot);
         let mut visit = |slot: &Slot| {
             f(slot.seqno(), slot.kind(), ValueRef { bytes: slot.value(), owner: None })
@@ -315,6 +324,12 @@ impl Memtable {
         }
     }
 
+    /// Begins to load what [`Memtable::visit`] looks at first, for the key of this hash.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(self.filter.place(hash));
+    }
+
     /// A cursor over everything; on no entry until a seek.
     ///
     /// After a seek it shows every entry whose insertion was complete when the seek began, and
@@ -323,7 +338,8 @@ impl Memtable {
         MemtableCursor::new(Arc::clone(self))
     }
 
-    /// How large it is: entries, leaves and an estimate of the index.
+    /// How large it is: entries, leaves and an estimate of the index. The filter, less than a hundredth
+    /// of that, counts in its pool.
     pub fn bytes(&self) -> usize {
         self.arena.held_bytes() + self.leaves_bytes.load(Ordering::Relaxed)
     }

@@ -23,7 +23,7 @@ type Id = (Vec<u8>, Reverse<u64>);
 const KINDS: [EntryKind; 3] = [EntryKind::Put, EntryKind::Delete, EntryKind::Merge];
 
 fn memtable(shape: Shape) -> Arc<Memtable> {
-    Arc::new(Memtable::with_shape(&ArenaPool::new(64 << 10, 1 << 20, 256), shape))
+    Arc::new(Memtable::with_shape(&ArenaPool::new(64 << 10, 1 << 20, 256, 64 << 10), shape))
 }
 
 /// Keys that share prefixes on both sides of the 16-byte head, with zeros in and around it.

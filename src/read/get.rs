@@ -198,6 +198,8 @@ where
     let frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
     // An entry that the snapshot sees was in its memtable before the number was read.
     let filled = |memtable: &&Arc<Memtable>| !memtable.is_empty();
+    // Their misses overlap.
+    frozen.clone().for_each(|memtable| memtable.prefetch(hash));
     for memtable in std::iter::once(&view.active).chain(frozen).filter(filled) {
         match memtable.visit(key, hash, snapshot, step) {
             ControlFlow::Continue(()) => {}

@@ -2,7 +2,8 @@
 //!
 //! 1. [`TableBuilder::add`] collects entries into a block and one hash of each user key.
 //! 2. A full block is encoded right into the chunk that is being written, compressed if that pays,
-//!    and framed with its checksum; its bound goes into the index once the next key is known.
+//!    and framed with its checksum; its bound goes into the index once the next key is known. A value
+//!    that fills a block by itself goes into the chunk at once.
 //! 3. [`TableBuilder::finish`] writes index, filter, properties, origin, directory and footer, and syncs.
 //!
 //! The file is written in chunks of 2 MiB, at multiples of 2 MiB, or less where memory is scarce: files
@@ -164,8 +165,9 @@ impl<'fs> TableBuilder<'fs> {
             "entries are added in ascending order"
         );
         let huge = value.len() >= HUGE_BYTES;
+        let alone = huge || value.len() >= self.config.block_bytes;
         let full = self.block.bytes_estimate() + key.len() + value.len() > self.config.block_bytes;
-        if (full || huge) && !self.block.is_empty() {
+        if (full || alone) && !self.block.is_empty() {
             self.finish_block()?;
         }
         if self.unbounded.is_some() {
@@ -186,6 +188,9 @@ impl<'fs> TableBuilder<'fs> {
         self.count(first, key, seqno, kind, value);
         if huge {
             return self.write_through(key, seqno, kind, value);
+        }
+        if alone {
+            return self.add_alone(key, seqno, kind, value);
         }
         self.block.add(key, seqno.0, kind, value);
         Ok(())
@@ -275,6 +280,25 @@ impl<'fs> TableBuilder<'fs> {
         let buffer = &mut self.out.buffer;
         let start = buffer.len();
         self.block.finish(buffer);
+        self.frame(offset, start)
+    }
+
+    /// Encodes a block of one entry, whose value is copied once only.
+    fn add_alone(&mut self, key: &[u8], seqno: SeqNo, kind: EntryKind, value: &[u8]) -> Result<()> {
+        assert!(self.block.is_empty(), "a large value closes the block before it");
+        let offset = self.out.position();
+        let buffer = &mut self.out.buffer;
+        let start = buffer.len();
+        // The value is the rest of the row: a row with an empty value is all that precedes it.
+        self.block.add(key, seqno.0, kind, b"");
+        self.block.finish(buffer);
+        buffer.extend_from_slice(value);
+        self.frame(offset, start)
+    }
+
+    /// Makes the block that begins at `start` in the chunk, and at `offset` in the file, a frame.
+    fn frame(&mut self, offset: u64, start: usize) -> Result<()> {
+        let buffer = &mut self.out.buffer;
         let mut codec = CODEC_NONE;
         if self.config.lz4 && self.compressor.compress_from(buffer, start) {
             codec = CODEC_LZ4;
@@ -439,6 +463,10 @@ impl ChunkWriter {
 
     fn write_front(&mut self, bytes: usize) -> Result<()> {
         write(&*self.file, &self.path, self.written, &self.buffer[..bytes])?;
+        if bytes >= self.chunk_bytes {
+            // The disk is busy with it while the next chunk is made, not only in the sync.
+            self.file.write_back(self.written, bytes as u64);
+        }
         self.written += bytes as u64;
         self.buffer.drain(..bytes);
         Ok(())

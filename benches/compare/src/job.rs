@@ -41,6 +41,26 @@ pub struct Plan {
     pub seed: u64,
 }
 
+impl Job {
+    /// Records of the group's database.
+    pub fn records(&self) -> u64 {
+        match self.group {
+            Group::Values4k => self.plan.records.div_ceil(20),
+            Group::Values64k => self.plan.records.div_ceil(200),
+            _ => self.plan.records,
+        }
+    }
+
+    /// Bytes of their values.
+    pub fn value_bytes(&self) -> usize {
+        match self.group {
+            Group::Values4k => 4 << 10,
+            Group::Values64k => 64 << 10,
+            _ => self.plan.value_bytes,
+        }
+    }
+}
+
 /// Groups about opening need several processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stage {

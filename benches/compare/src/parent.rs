@@ -2,7 +2,7 @@
 //!
 //! Engines take turns group by group, and their order is reversed in every other round, so that
 //! none always runs on the disk that another has just filled. Before each child the kernel writes
-//! out what the one before left.
+//! out what the one before left, and memory is claimed from the host.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -16,10 +16,15 @@ use crate::cli::Compare;
 use crate::engine::Kind;
 use crate::failure::{Failure, Result};
 use crate::job::{Event, Job, Row, Stage};
+use crate::keys::Key;
 use crate::machine;
 use crate::report::{self, Results};
 use crate::workload::{Group, Workload};
 
+/// As often an LSM tree may have each byte in the page cache: log, flush, compactions.
+const WRITTEN_TIMES: u64 = 5;
+/// Caches and write buffers.
+const CLAIMED_BYTES_MIN: u64 = 512 << 20;
 /// SIGKILL, by which the writer of the recovery workload ends itself.
 const KILLED: i32 = 9;
 
@@ -84,6 +89,8 @@ fn play(job: Job, round: usize, bar: &ProgressBar, results: &mut Results) -> Res
     };
     // Otherwise the disk still writes what the last database left.
     rustix::fs::sync();
+    let bytes = job.records() * (size_of::<Key>() + job.value_bytes()) as u64;
+    machine::claim_memory(WRITTEN_TIMES * bytes + CLAIMED_BYTES_MIN);
     for &stage in stages {
         let job = Job { stage, ..job.clone() };
         let (engine, group) = (job.engine, job.group);

@@ -90,26 +90,16 @@ impl<'a> Scene<'a> {
             use Workload::*;
             matches!(workload, Fillsync1 | Fillsync2 | Fillsync8 | Fillsync32)
         };
-        let value_bytes = match job.group {
-            Group::Values4k => 4 << 10,
-            Group::Values64k => 64 << 10,
-            _ => job.plan.value_bytes,
-        };
         let durability = match job.group {
             Group::Fill(workload) if disk(workload) => Durability::Disk,
             _ => Durability::Process,
         };
         let setup = Setup { durability, counters: matches!(job.group, Group::Counters(_)) };
-        let records = match job.group {
-            Group::Values4k => job.plan.records.div_ceil(20),
-            Group::Values64k => job.plan.records.div_ceil(200),
-            _ => job.plan.records,
-        };
         Ok(Scene {
             job,
             engine: job.engine.open(&job.dir, setup)?,
-            order: Permutation::new(records, job.plan.seed),
-            pool: Pool::new(value_bytes, job.plan.seed),
+            order: Permutation::new(job.records(), job.plan.seed),
+            pool: Pool::new(job.value_bytes(), job.plan.seed),
         })
     }
 
