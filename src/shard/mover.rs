@@ -7,7 +7,7 @@
 //! 1. MAP: `moving {from, to, slots}`. Writers note the keys of these slots that they write.
 //! 2. Pass: of a snapshot of both shards, whatever differs in these slots is written to `to`. So after
 //!    a crash the same pass is run again, and is cheap.
-//! 3. Rounds: the keys that were written meanwhile are copied, until they are few.
+//! 3. Rounds: the keys that were written meanwhile are copied, and both shards synced, until they are few.
 //! 4. Handover: writers of these slots wait, and those that are under way are awaited. The last keys
 //!    are copied; both shards are SYNCED, so that nothing was copied that a crash may take back.
 //! 5. MAP: the new owner, and `leftovers {from, slots}`. Readers go to `to`, then writers.
@@ -462,7 +462,11 @@ impl Root {
     fn copy_and_hand_over(&self, moving: &Arc<Moving>) -> Step<()> {
         self.copy_all(moving)?;
         for _ in 0..ROUNDS_MAX {
-            if self.copy_dirty(moving)? <= FEW_KEYS {
+            let are_few = self.copy_dirty(moving)? <= FEW_KEYS;
+            // What the logs have gathered takes long to sync: not while writers wait.
+            self.shard(moving.from).sync()?;
+            self.shard(moving.to).sync()?;
+            if are_few {
                 break;
             }
         }
