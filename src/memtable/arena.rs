@@ -16,31 +16,23 @@
 //! Chunks are reused because the first touch of fresh pages costs 1.6 to 5 µs per 4 KiB, which is
 //! more than the entries written to them. A chunk of the pool's size is 2 MiB where the memory
 //! budget allows it. The first chunks of an arena are smaller, each four times the one before,
-//! and come from the allocator, so that a hundred nearly empty keyspaces cost little. Larger ones come
-//! from the kernel, and go back to it: glibc keeps what was freed, up to 64 MiB in each of its arenas,
-//! once it has seen that large pieces come and go (with values of megabytes 150 MiB of 64 MiB).
+//! and come from the allocator, so that a hundred nearly empty keyspaces cost little.
 
 #![expect(unsafe_code, reason = "entries lie in raw memory that lives as long as the arena")]
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use memmap2::MmapMut;
 use parking_lot::Mutex;
 
 use crate::key::{EntryKind, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::memtable::filter::FilterPool;
+use crate::memtable::memory::Memory;
 
 /// Size of an arena's first chunk.
 const FIRST_CHUNK_BYTES: usize = 4 << 10;
-/// Chunks start at a cache line at least.
-const CHUNK_ALIGN: usize = 64;
-const HUGE_PAGE_BYTES: usize = 2 << 20;
-/// Pieces of this size and above come from the kernel.
-const MAPPED_BYTES_MIN: usize = 128 << 10;
 /// Entries start at multiples of this.
 const ENTRY_ALIGN: usize = 8;
 const ENTRY_HEADER_BYTES: usize = 8;
@@ -137,65 +129,6 @@ impl ArenaPool {
 
     fn held_bytes(&self, pooled: &Pooled) -> usize {
         pooled.used_bytes + pooled.free.len() * self.chunk_bytes + self.filters.bytes()
-    }
-}
-
-/// An owned piece of raw memory.
-#[derive(Debug)]
-pub(super) struct Memory {
-    start: NonNull<u8>,
-    layout: Layout,
-    /// Where it came from the kernel; else it came from the allocator.
-    mapping: Option<MmapMut>,
-}
-
-// SAFETY: Memory owns what it points to, and gives no access to it itself.
-unsafe impl Send for Memory {}
-
-impl Memory {
-    pub fn new(bytes: usize) -> Memory {
-        assert!(bytes > 0);
-        let layout = Layout::from_size_align(bytes, CHUNK_ALIGN);
-        let layout = layout.expect("a chunk's size fits an isize");
-        if bytes >= MAPPED_BYTES_MIN
-            && let Ok(mut mapping) = MmapMut::map_anon(bytes)
-        {
-            advise_huge_pages(&mapping);
-            let start = NonNull::new(mapping.as_mut_ptr()).expect("a mapping is not at 0");
-            return Memory { start, layout, mapping: Some(mapping) };
-        }
-        // SAFETY: the layout's size is not 0, asserted above.
-        let start = unsafe { alloc(layout) };
-        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        Memory { start, layout, mapping: None }
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.layout.size()
-    }
-
-    pub fn start(&self) -> NonNull<u8> {
-        self.start
-    }
-}
-
-/// Entries are read in key order and written in time order, so nearly every access of a large
-/// memtable misses the TLB too unless the pages are huge. Only advice: errors do not matter.
-fn advise_huge_pages(mapping: &MmapMut) {
-    #[cfg(target_os = "linux")]
-    if mapping.len() >= HUGE_PAGE_BYTES {
-        let _ = mapping.advise(memmap2::Advice::HugePage);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = mapping;
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if self.mapping.is_none() {
-            // SAFETY: `start` came from `alloc` with this layout, and is freed only here.
-            unsafe { dealloc(self.start.as_ptr(), self.layout) }
-        }
     }
 }
 

@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::memtable::arena::{ArenaPool, Memory};
+use crate::memtable::arena::ArenaPool;
+use crate::memtable::memory::Memory;
 
 /// How many sizes there are.
 pub(super) const SIZE_COUNT: usize = 5;

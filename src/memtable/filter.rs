@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::memtable::arena::Memory;
+use crate::memtable::memory::Memory;
 
 /// Bytes of entries for each byte of a part: 8 bits for an entry of 128 bytes.
 const ENTRY_BYTES_PER_BYTE: usize = 128;

@@ -1,6 +1,7 @@
 //! The sorted, concurrent buffer of recent writes: a skiplist over leaves of entries.
 //!
 //! - `position`: where an entry stands in the order, compared without following pointers.
+//! - `memory`: pieces of raw memory, from the allocator or from the kernel.
 //! - `arena`: the memory of the entries, and the pool it comes from.
 //! - `blocks`: the memory of the leaves, from the same pool.
 //! - `leaf`: some hundred slots that point at entries.
@@ -62,6 +63,7 @@ mod collapse;
 mod cursor;
 mod filter;
 mod leaf;
+mod memory;
 mod position;
 #[cfg(test)]
 mod tests;

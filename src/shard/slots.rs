@@ -1,5 +1,7 @@
 //! Sets of slots, and whole assignments of slots to shards: pure decisions.
 
+use std::collections::BTreeSet;
+
 use crate::coding::{DecodeError, Decoded, Decoder, put_varint};
 
 /// Number of a slot: the hash of a key's partition, modulo how many there are.
@@ -159,6 +161,11 @@ pub(crate) fn balance(
         totals[usize::from(*owner)] += loads[slot];
     }
     let mean = totals.iter().sum::<f64>() / shard_count.max(1) as f64;
+    // Those that may still be moved, by their load. Numbers above 0 are ordered as their bits are.
+    let mut movable = vec![BTreeSet::new(); shard_count];
+    for (slot, owner) in next.iter().enumerate().filter(|(slot, _)| loads[*slot] > 0.0) {
+        movable[usize::from(*owner)].insert((loads[slot].to_bits(), slot));
+    }
     // Each step moves one slot for good, so they are bounded by the slots.
     for _ in 0..owners.len() {
         let order = |a: &usize, b: &usize| totals[*a].total_cmp(&totals[*b]);
@@ -171,23 +178,29 @@ pub(crate) fn balance(
             break;
         }
         let room = totals[fullest] - totals[emptiest];
-        let mut movable = (0..next.len()).filter(|slot| {
-            usize::from(next[*slot]) == fullest
-                && next[*slot] == owners[*slot]
-                && loads[*slot] > 0.0
-                && loads[*slot] < room
-        });
-        let heaviest = movable.by_ref().max_by(|a, b| {
-            // The one that brings the two closest together.
-            let gain = |slot: usize| (room / 2.0 - loads[slot]).abs();
-            gain(*b).total_cmp(&gain(*a)).then(b.cmp(a))
-        });
-        let Some(slot) = heaviest else { break };
+        let Some(slot) = closest(&movable[fullest], room / 2.0).filter(|slot| loads[*slot] < room)
+        else {
+            break;
+        };
+        movable[fullest].remove(&(loads[slot].to_bits(), slot));
         next[slot] = emptiest as ShardIndex;
         totals[fullest] -= loads[slot];
         totals[emptiest] += loads[slot];
     }
     next
+}
+
+/// The slot whose load is closest to this one, of several the first.
+fn closest(by_load: &BTreeSet<(u64, usize)>, load: f64) -> Option<usize> {
+    let bits = load.to_bits();
+    let below = by_load.range(..(bits, 0)).next_back().map(|(bits, _)| *bits);
+    let below = below.and_then(|bits| by_load.range((bits, 0)..).next());
+    let above = by_load.range((bits, 0)..).next();
+    let distance = |found: &&(u64, usize)| (f64::from_bits(found.0) - load).abs();
+    let by_distance = |a: &&(u64, usize), b: &&(u64, usize)| {
+        distance(a).total_cmp(&distance(b)).then(a.1.cmp(&b.1))
+    };
+    below.into_iter().chain(above).min_by(by_distance).map(|(_, slot)| *slot)
 }
 
 /// How many slots each shard has.
@@ -284,5 +297,20 @@ mod tests {
         let loads: Vec<f64> = (0..1024).map(|slot| if slot == 5 { 1e6 } else { 0.0 }).collect();
         assert_eq!(balance(&owners, 4, &loads, 0.1), owners);
         assert_eq!(balance(&owners, 4, &[0.0; 1024], 0.1), owners);
+    }
+
+    #[test]
+    fn the_closest_load_is_found() {
+        let mut random = fastrand::Rng::with_seed(7);
+        assert_eq!(closest(&BTreeSet::new(), 1.0), None);
+        for _ in 0..2000 {
+            let loads: Vec<f64> = (0..random.usize(1..8)).map(|_| random.u8(1..9).into()).collect();
+            let by_load = loads.iter().enumerate().map(|(slot, load)| (load.to_bits(), slot));
+            let wanted = f64::from(random.u8(1..19)) / 2.0;
+            let distance = |slot: &usize| (loads[*slot] - wanted).abs();
+            let all = 0..loads.len();
+            let expected = all.min_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b)));
+            assert_eq!(closest(&by_load.collect(), wanted), expected, "{loads:?}, {wanted}");
+        }
     }
 }
