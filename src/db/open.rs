@@ -96,7 +96,7 @@ pub(crate) fn prepare(fs: &Arc<dyn Fs>, dir: &Path, options: &Options) -> Result
     if options.memory < 1 << 20 {
         return Err(Error::invalid("the memory budget must be at least 1 MiB"));
     }
-    look(&**fs, dir, options.create)?;
+    look(fs, dir, options.create)?;
     fs.create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     let lock = take_lock(&**fs, dir)?;
     let loaded = load(fs, dir)?;
@@ -208,13 +208,14 @@ pub(crate) fn recover(
 }
 
 /// What `dir` holds, before anything is created there.
-fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
+fn look(fs: &Arc<dyn Fs>, dir: &Path, create: bool) -> Result<()> {
     let names = match fs.list(dir) {
         Ok(names) => names,
         Err(error) if error.kind() == io::ErrorKind::NotFound && create => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_database(dir)),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            let what = format!("{} is a file; a database is a directory", dir.display());
+            let what = "is a file, or within one; a database is a directory";
+            let what = format!("{} {what}", dir.display());
             return Err(Error::invalid(what));
         }
         Err(error) => return Err(Error::io("list", dir, error)),
@@ -240,7 +241,7 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
             dir.display()
         ))),
         // Before the lock file is made: a directory without a database stays as it is.
-        _ if !has_current && !create => Err(no_database(dir)),
+        _ if !has_current && !create => load(fs, dir).and_then(|_| Err(no_database(dir))),
         _ => Ok(()),
     }
 }
@@ -248,7 +249,7 @@ fn look(fs: &dyn Fs, dir: &Path, create: bool) -> Result<()> {
 #[cold]
 pub(crate) fn no_database(dir: &Path) -> Error {
     Error::new(ErrorKind::InvalidArgument)
-        .context(format!("there is no database in {}", dir.display()))
+        .context(format!("there is no database in {}; check the path", dir.display()))
 }
 
 pub(crate) fn take_lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Lock>> {

@@ -46,7 +46,7 @@ fn read_header(fs: &Arc<dyn Fs>, path: &Path) -> Result<Vec<u8>> {
 
 #[cold]
 fn no_database(dir: &Path) -> Error {
-    Error::invalid(format!("there is no database in {}", dir.display()))
+    Error::invalid(format!("there is no database in {}; check the path", dir.display()))
 }
 
 /// The database's lock. `None` if that needs no taking, where it is not to be created: whoever opens

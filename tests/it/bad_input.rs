@@ -224,7 +224,7 @@ fn what_is_not_a_database_is_left_alone() {
     let file = dir.path().join("notes.txt");
     std::fs::write(&file, "not yours").unwrap();
     invalid(Db::open(&file), "is a file");
-    assert!(Db::open(file.join("below")).is_err());
+    invalid(Db::open(file.join("below")), "within one");
     invalid(Db::open(dir.path()), "notes.txt");
     let names = |dir: &Path| {
         let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
@@ -241,6 +241,18 @@ fn what_is_not_a_database_is_left_alone() {
     invalid(Db::builder(&missing).create(false).open(), "no database");
     assert!(Db::open(&missing).is_ok());
     assert!(Db::builder(&missing).create(false).open().is_ok());
+
+    // Another engine of this kind has files of the same names.
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let theirs = [("CURRENT", "MANIFEST-000004\n"), ("LOCK", ""), ("000003.log", "theirs")];
+    theirs.iter().for_each(|(name, text)| std::fs::write(other.join(name), text).unwrap());
+    let error = Db::open(&other).unwrap_err();
+    assert!(error.is_corruption() && error.to_string().contains("CURRENT"), "{error}");
+    assert_eq!(names(&other).len(), theirs.len());
+    for (name, text) in theirs {
+        assert_eq!(std::fs::read(other.join(name)).unwrap(), text.as_bytes());
+    }
 }
 
 /// Fails every call that would change something.
@@ -350,6 +362,12 @@ fn a_file_that_is_gone_is_corruption_that_names_it() {
             assert!(error.is_corruption(), "{}: {error}", path.display());
             let name = path.file_name().unwrap().to_str().unwrap();
             assert!(error.to_string().contains(name), "{error}");
+            // Who does not want one created is told the same, not that there is none.
+            let mut options = Options::tiny();
+            options.create = false;
+            let fs_again = Arc::new(fs.clone());
+            let again = Db::open_on(fs_again, Runtime::threads(), DIR, options).unwrap_err();
+            assert!(again.is_corruption() && again.to_string().contains(name), "{again}");
             // Nothing was made worse: with the file back, everything is there.
             let file = fs.create(&path).unwrap();
             file.write_at(0, &bytes).unwrap();

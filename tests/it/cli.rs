@@ -243,6 +243,12 @@ fn what_is_no_database_is_refused_in_one_line() {
         ] {
             let error = place.fails(1, args);
             assert!(error.contains(dir), "{args:?}: {error}");
+            let hint = match dir {
+                "missing" => "makes a database",
+                "file" => "give the directory",
+                _ => "check the path",
+            };
+            assert!(error.contains(hint), "{args:?}: {error}");
         }
     }
     let error = place.fails(1, &["get", "missing", "k"]);

@@ -99,3 +99,85 @@ fn a_database_that_rests_merges_its_level_0() {
     assert_eq!(level0(), 0);
     assert_eq!(db.get("3").unwrap().unwrap(), *"1");
 }
+
+/// Each number of the stats is of what was done, and the text has them.
+#[cfg(feature = "testing")]
+#[test]
+fn stats_say_what_each_level_holds_and_cost() {
+    use esker::fs::sim::SimFs;
+    use esker::runtime::Runtime;
+
+    let (fs, runtime) = (std::sync::Arc::new(SimFs::new()), Runtime::stepper(1));
+    let db = Db::open_on(fs, runtime, "/db", esker::Options::default()).unwrap();
+    let mut user_bytes = 0;
+    for round in 0..2 {
+        for i in 0..1000 {
+            let value = format!("value {i} of round {round}");
+            user_bytes += (key(i).len() + value.len()) as u64;
+            db.put(key(i), value).unwrap();
+        }
+        let memory = db.stats().memory;
+        assert!(memory.memtables > user_bytes / 2 && memory.budget == 256 << 20, "{memory:?}");
+        assert!(memory.total() >= memory.memtables, "{memory:?}");
+        db.flush().unwrap();
+    }
+    db.settle().unwrap();
+    let stats = db.stats();
+    assert_eq!((stats.user_bytes, stats.flush_count, stats.memory.memtables), (user_bytes, 2, 0));
+    assert!(stats.log_bytes_written > user_bytes && stats.write_amplification() > 1.0);
+    let [level0, below @ ..] = &stats.keyspaces[0].levels[..] else { panic!("{stats}") };
+    assert_eq!((level0.files, level0.bytes), (2, stats.table_bytes));
+    assert_eq!((level0.written_bytes, level0.read_bytes), (stats.flush_bytes_written, 0));
+    assert_eq!((level0.score, level0.write_amplification), (0.5, 1.0));
+    assert!(below.iter().all(|level| level.files == 0 && level.written_bytes == 0), "{stats}");
+
+    db.compact_range::<&str>(..).unwrap();
+    db.settle().unwrap();
+    let stats = db.stats();
+    let keyspace = &stats.keyspaces[0];
+    let [level0, below @ ..] = &keyspace.levels[..] else { panic!("{stats}") };
+    assert_eq!((level0.files, level0.bytes, keyspace.table_entries), (0, 0, 1000));
+    let sum = |of: fn(&esker::LevelStats) -> u64| below.iter().map(of).sum::<u64>();
+    assert_eq!(sum(|level| level.files), 1);
+    assert_eq!(sum(|level| level.read_bytes), stats.compaction_bytes_read);
+    assert_eq!(sum(|level| level.written_bytes), stats.compaction_bytes_written);
+    assert!(stats.compaction_bytes_read > 0 && stats.compaction_bytes_written > 0, "{stats}");
+    let written = stats.compaction_bytes_written as f64 / stats.flush_bytes_written as f64;
+    let amplification: f64 = below.iter().map(|level| level.write_amplification).sum();
+    assert!((amplification - written).abs() < 1e-9, "{stats}");
+
+    let text = stats.to_string();
+    for part in ["\"default\": 1000 entries", "  score ", " w-amp", "memtables 0 B", "2 flushes"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+/// A keyspace that rests does not keep the logs that others fill: its memtable is written for them.
+#[cfg(feature = "testing")]
+#[test]
+fn a_keyspace_that_rests_gives_up_the_logs_that_it_holds() {
+    use esker::fs::sim::SimFs;
+    use esker::runtime::Runtime;
+
+    let (fs, runtime) = (std::sync::Arc::new(SimFs::new()), Runtime::stepper(1));
+    let mut options = esker::Options::default();
+    // Memtables of 256 KiB, which none but the other keyspace fills; logs of 64 MiB at most.
+    options.memory = 1 << 20;
+    let db = Db::open_on(fs, runtime, "/db", options).unwrap();
+    let resting = db.keyspace("resting", KeyspaceOptions::new()).unwrap();
+    resting.put("a", "1").unwrap();
+    let is_written = || {
+        let stats = db.stats();
+        let found = stats.keyspaces.iter().find(|keyspace| keyspace.name == "resting").unwrap();
+        found.table_entries > 0
+    };
+    for round in 0..40 {
+        (0..1000).for_each(|i| db.put(key(i), [b'x'; 1000]).unwrap());
+        db.settle().unwrap();
+        if is_written() {
+            assert!(round > 2, "not for the logs' sake");
+            return;
+        }
+    }
+    panic!("it keeps them: {}", db.stats());
+}

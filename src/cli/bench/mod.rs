@@ -99,9 +99,10 @@ Latency:
   Every operation is timed with one reading of the clock (about 25 ns, part of the result), so that
   max is the longest there was; making the key and choosing the value are part of it (about 20 ns).
   fillbatch counts entries, and times whole commits. batching, coalescing and ingest time the
-  handing over of an item; their ops/s are of that, too, settled/s is with everything written. overload
-  times from the first refusal of a write until it is let in. readseq and readreverse time groups of 64
-  rows: their percentiles are of a group's mean, their max is the whole of the longest group.
+  handing over of an item; their ops/s are of that, too, settled/s is with everything written.
+  overload times from the first refusal of a write until it is let in. readseq and readreverse time
+  groups of 64 rows: their percentiles are of a group's mean, their max is the whole of the longest
+  group.
 
 Columns:
   ops/s      operations, or entries, a second, as the threads saw it
