@@ -244,7 +244,7 @@ impl Arena {
     #[cold]
     fn allocate_large(&self, bytes: usize) -> NonNull<u8> {
         let memory = self.pool.take_large(bytes);
-        let start = memory.start;
+        let start = memory.start();
         let mut chunks = self.chunks.lock();
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
         chunks.large.push(memory);
@@ -285,7 +285,7 @@ impl Chunk {
             return None;
         }
         // SAFETY: `offset + bytes` is within the chunk's memory, checked above.
-        Some(unsafe { self.memory.start.add(offset) })
+        Some(unsafe { self.memory.start().add(offset) })
     }
 }
 

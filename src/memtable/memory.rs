@@ -46,10 +46,12 @@ impl Memory {
         Memory { start, layout, mapping: None }
     }
 
+    #[inline]
     pub fn bytes(&self) -> usize {
         self.layout.size()
     }
 
+    #[inline]
     pub fn start(&self) -> NonNull<u8> {
         self.start
     }
