@@ -76,6 +76,7 @@ fn main() -> ExitCode {
         Verb::Verify(verify) => verify.run(),
         Verb::Repair(repair) => repair.run(),
     };
+    bench::wait_if_interrupted();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // What a shell reports for a program that SIGPIPE ended, which is what happened.

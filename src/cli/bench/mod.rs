@@ -25,6 +25,8 @@ mod splitting;
 mod subject;
 mod workload;
 
+pub use crate::bench::subject::wait_if_interrupted;
+
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;

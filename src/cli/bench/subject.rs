@@ -7,6 +7,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::exit;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use esker::{Counter, Db, ErrorKind, Keyspace, KeyspaceOptions};
 use tempfile::TempDir;
@@ -90,6 +93,7 @@ impl Subject {
 
     /// Replaces the database by an empty one.
     pub fn make_fresh(&mut self, plan: &Plan) -> Result<()> {
+        wait_if_interrupted();
         if let Some(db) = self.db.take() {
             db.close()?;
             empty(&self.dir)?;
@@ -231,6 +235,16 @@ fn sizes(plan: &Plan) -> Vec<u8> {
     .into_bytes()
 }
 
+/// Set by Ctrl-C, whose handler then ends the process.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// After Ctrl-C, leaves the end to its handler: a bench whose files go away fails, which is no news.
+pub fn wait_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        thread::park();
+    }
+}
+
 /// Makes a temporary directory inside the current one that goes also on Ctrl-C.
 fn make_temporary() -> Result<TempDir> {
     let current = std::env::current_dir();
@@ -240,10 +254,16 @@ fn make_temporary() -> Result<TempDir> {
         Failure::new(text)
     })?;
     let dir = temporary.path().to_path_buf();
-    // The engine may be making files meanwhile, so that the directory is not empty at once.
+    // The engine may be making files meanwhile, and a database anew in place of one that is gone: so
+    // until nothing comes back.
     let remove = move || {
-        for _ in 0..100 {
-            if fs::remove_dir_all(&dir).is_ok() {
+        INTERRUPTED.store(true, Ordering::SeqCst);
+        let mut gone = 0;
+        for _ in 0..1000 {
+            let _ = fs::remove_dir_all(&dir);
+            thread::sleep(Duration::from_millis(5));
+            gone = if dir.exists() { 0 } else { gone + 1 };
+            if gone == 5 {
                 break;
             }
         }
