@@ -278,7 +278,8 @@ impl Slots {
                     // A quarter more: who comes late loses less than who comes too early.
                     usual => usual + usual / 4,
                 };
-                let took = now - since;
+                // Who read the clock before another thread noted the rate is behind that.
+                let took = now.saturating_sub(since);
                 // What takes longer than usual may well take so much longer again.
                 now + usual.checked_sub(took).unwrap_or_else(|| (took - usual).max(usual / 4))
             }
@@ -509,6 +510,18 @@ mod tests {
             // No step takes away more than a fortieth of the sustainable rate.
             assert!(pair[0] - pair[1] < 0.025 * pair[0].max(1e6), "{pair:?}");
         }
+    }
+
+    /// Bug: a write that would not wait panicked, or was told to come back after centuries. Cause: it had
+    /// read the clock before another thread noted that the rate is low, and the time since then was less
+    /// than nothing. Fix: it is nothing.
+    #[test]
+    fn who_is_behind_the_last_measuring_gets_a_slot_too() {
+        let mut slots = Slots::default();
+        slots.note_rate(TIGHT / 2.0, 2_000);
+        let slot = slots.give(1_000, 0, 10);
+        let usual = EASES_PRIOR.as_nanos() as u64;
+        assert_eq!(slot, 1_000 + usual);
     }
 
     fn calm() -> Measures {

@@ -158,9 +158,11 @@ fn drive(
         let watcher = scope.spawn(looked);
         let offer = |part| offer(plan, db, pool, part, rate / parts.len() as f64, load, began);
         let threads: Vec<_> = parts.iter().map(|part| scope.spawn(move || offer(part))).collect();
-        let joined = threads.into_iter().map(|thread| thread.join().expect("a writer panicked"));
-        let tallies: Result<Vec<Tally>> = joined.collect();
+        let joined: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        // Before anything else: the watcher looks on until then.
         load.ended.store(true, Ordering::Relaxed);
+        let tallies = joined.into_iter().map(|joined| joined.expect("a writer panicked"));
+        let tallies: Result<Vec<Tally>> = tallies.collect();
         let points = watcher.join().expect("the watcher panicked");
         let mut total = Tally::new();
         tallies?.iter().for_each(|tally| total.add(tally));

@@ -86,10 +86,11 @@ pub fn measure(plan: &Plan, subject: &Subject, printer: &Printer) -> Result<Vec<
         let threads: Vec<_> = (0..plan.threads)
             .map(|writer| scope.spawn(move || write(plan, db, pool, load, writer)))
             .collect();
-        let joined = threads.into_iter().map(|thread| thread.join().expect("a writer panicked"));
-        let written = joined.collect::<Result<Vec<_>>>();
-        // One that failed has ended the others.
+        let joined: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        // One that failed has ended the others. Before anything else: the watcher looks on until then.
         load.ended.store(true, Ordering::Relaxed);
+        let written = joined.into_iter().map(|joined| joined.expect("a writer panicked"));
+        let written = written.collect::<Result<Vec<_>>>();
         let seen = watcher.join().expect("the watcher panicked");
         Ok::<_, Failure>((written?, seen?))
     })?;
