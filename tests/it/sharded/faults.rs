@@ -5,9 +5,9 @@
 //!
 //! `ESKER_SHARDED_FAULT_SECONDS` is for how long faults are tried, `ESKER_FAULT_SEED` chooses which.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use esker::fs::fault::{Fault, FaultFs, FaultKind};
