@@ -335,7 +335,14 @@ fn batches_are_whole_after_a_failed_sync_a_kill_and_a_power_cut_in_the_recovery(
     }
     let broken = Select::all().name("sync").file(".log");
     fs.arm(Fault::new(FaultKind::FailedSync).on(broken).until_healed());
-    assert!(write(7, Durability::Disk).is_err());
+    // In each shard.
+    for shard in 0..3 {
+        let mut keys = (0..).map(|n| format!("other {n}"));
+        let key = keys.find(|key| db.shard_of(key).unwrap() == shard).unwrap();
+        let mut batch = db.batch();
+        batch.put(&db, &key, "unknown");
+        assert!(batch.commit_with(Durability::Disk).is_err());
+    }
     assert_eq!(db.breaker().0, BreakerState::Open);
     let killed = disk.snapshot().kill();
     drop((counts, db));
