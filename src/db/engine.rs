@@ -30,7 +30,7 @@ use crate::manifest::edit::Edit;
 use crate::memtable::{self, ArenaPool, Found, Memtable, Surroundings};
 use crate::operator::Quick;
 use crate::options::{Durability, Limits, Options};
-use crate::read::get::{Answer, try_get_with};
+use crate::read::get::{Answer, try_get_with, try_newest_with};
 use crate::runtime::{Mutex, MutexGuard, Runtime};
 use crate::slice::Slice;
 use crate::snapshots::{Reading, Snapshots};
@@ -244,6 +244,27 @@ impl Engine {
             }
             match try_get_with(tree, &view, key, visible, found)? {
                 Answer::Value(value) => return Ok(value),
+                Answer::Stale(again) => found = again,
+            }
+        }
+    }
+
+    /// Gives the newest version of a key, a tombstone too, to `found`; and the moment of the read:
+    /// no later version was seen.
+    pub fn newest_with<R>(
+        &self,
+        tree: &Tree,
+        key: &[u8],
+        mut found: impl FnOnce(SeqNo, EntryKind, &[u8]) -> R,
+    ) -> Result<(SeqNo, Option<R>)> {
+        loop {
+            let view = tree.view();
+            let visible = self.pipeline.ring.visible();
+            if !Arc::ptr_eq(&view, &tree.view()) {
+                continue;
+            }
+            match try_newest_with(&view, key, visible, found)? {
+                Answer::Value(newest) => return Ok((visible, newest)),
                 Answer::Stale(again) => found = again,
             }
         }

@@ -6,7 +6,8 @@
 //! bits of a token:
 //!
 //! ```text
-//! token --hash--> line of 512 bits --hash--> 6 of its bits; all set: perhaps, else: never
+//! token --hash--> line of 512 bits --hash--> 3 bits in each of 2 of its 8 words;
+//!                                            all set: perhaps, else: never
 //! ```
 //!
 //! 1. Every token with a number above [`Noting::since`] is in the filter, before its commit takes a
@@ -23,10 +24,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::key::SeqNo;
+use crate::table::filter::prefetch;
 
-/// With 6 bits of 16 a token, and tokens spread unevenly over lines, 1 of 500 is taken for known.
+/// With 6 bits of 16 a token, 1 of 500 is taken for known. In two words, not anywhere in the line: a
+/// token is noted by two atomic operations.
 const BITS_PER_TOKEN: usize = 16;
-const BITS_SET: u32 = 6;
 const LINE_WORDS: usize = 8;
 
 /// A line of the processor's cache.
@@ -36,15 +38,15 @@ struct Line([AtomicU64; LINE_WORDS]);
 
 /// See the module's comment.
 pub(crate) struct Recent {
+    lines: [Box<[Line]>; 2],
     generations: RwLock<Generations>,
-    line_count: usize,
     /// Tokens in the newer generation.
     count: AtomicU64,
 }
 
 struct Generations {
-    older: Box<[Line]>,
-    newer: Box<[Line]>,
+    /// Which of the lines are the newer ones.
+    newer: usize,
     /// Every token above this number is in one of them.
     since: SeqNo,
     /// Every token above this number is in the newer one.
@@ -52,35 +54,40 @@ struct Generations {
 }
 
 /// The filter as long as a commit is under way.
-pub(crate) struct Noting<'a>(RwLockReadGuard<'a, Generations>);
+pub(crate) struct Noting<'a> {
+    lines: &'a [Box<[Line]>; 2],
+    generations: RwLockReadGuard<'a, Generations>,
+}
 
 impl Recent {
     /// A filter of about so many bytes, for tokens above `since`.
     pub fn new(bytes: usize, since: SeqNo) -> Recent {
         let line_count = (bytes / 2 / size_of::<Line>()).max(1);
-        let generations = Generations {
-            older: lines(line_count),
-            newer: lines(line_count),
-            since,
-            newer_since: since,
-        };
-        Recent { generations: RwLock::new(generations), line_count, count: AtomicU64::new(0) }
+        let lines = [(); 2].map(|()| (0..line_count).map(|_| Line::default()).collect());
+        let generations = Generations { newer: 0, since, newer_since: since };
+        Recent { lines, generations: RwLock::new(generations), count: AtomicU64::new(0) }
     }
 
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
-        2 * self.line_count * size_of::<Line>()
+        self.lines.iter().map(|lines| size_of_val(&**lines)).sum()
+    }
+
+    /// Begins to load what will be looked at for a token of this hash.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        self.lines.iter().for_each(|lines| prefetch(lines, line(hash, lines.len())));
     }
 
     /// Begins to note a token. Keep it until the commit is published, or has failed.
     pub fn noting(&self) -> Noting<'_> {
-        Noting(self.generations.read())
+        Noting { lines: &self.lines, generations: self.generations.read() }
     }
 
     /// Notes that one more token is in, and forgets the oldest if there are too many; `visible` is a
     /// number that no token of a commit that begins from now on has.
     pub fn noted(&self, visible: impl FnOnce() -> SeqNo) {
-        let capacity = (self.line_count * LINE_WORDS * 64 / BITS_PER_TOKEN) as u64;
+        let capacity = (self.lines[0].len() * LINE_WORDS * 64 / BITS_PER_TOKEN) as u64;
         if self.count.fetch_add(1, Ordering::Relaxed) < capacity {
             return;
         }
@@ -89,39 +96,40 @@ impl Recent {
             return;
         }
         self.count.store(0, Ordering::Relaxed);
-        let Generations { older, newer, since, newer_since } = &mut *generations;
-        std::mem::swap(older, newer);
-        newer.iter_mut().flat_map(|line| &mut line.0).for_each(|word| *word.get_mut() = 0);
+        let Generations { newer, since, newer_since } = &mut *generations;
+        *newer = 1 - *newer;
+        let words = self.lines[*newer].iter().flat_map(|line| &line.0);
+        words.for_each(|word| word.store(0, Ordering::Relaxed));
         *since = *newer_since;
         *newer_since = visible();
     }
 }
 
-fn lines(count: usize) -> Box<[Line]> {
-    (0..count).map(|_| Line::default()).collect()
-}
-
 impl Noting<'_> {
     /// Every token above this number is known.
     pub fn since(&self) -> SeqNo {
-        self.0.since
+        self.generations.since
     }
 
     /// False if there surely is no token of this hash above [`Noting::since`]. Load the number up to
     /// which that is asked for before this.
     pub fn may_know(&self, hash: u64) -> bool {
-        let has_all = |generation: &[Line]| {
-            let line = &generation[line(hash, generation.len())];
-            bits(hash).all(|(word, bit)| line.0[word].load(Ordering::Acquire) & bit != 0)
-        };
-        has_all(&self.0.newer) || has_all(&self.0.older)
+        let [first, second] = self.lines.each_ref().map(|lines| {
+            let line = &lines[line(hash, lines.len())];
+            let [first, second] =
+                bits(hash).map(|(word, bits)| line.0[word].load(Ordering::Acquire) & bits == bits);
+            first & second
+        });
+        // Both, whatever the first says: no branch waits for a line.
+        first | second
     }
 
     /// Notes a token, before its commit takes a place.
     pub fn note(&self, hash: u64) {
-        let line = &self.0.newer[line(hash, self.0.newer.len())];
-        for (word, bit) in bits(hash) {
-            line.0[word].fetch_or(bit, Ordering::AcqRel);
+        let lines = &self.lines[self.generations.newer];
+        let line = &lines[line(hash, lines.len())];
+        for (word, bits) in bits(hash) {
+            line.0[word].fetch_or(bits, Ordering::AcqRel);
         }
     }
 }
@@ -131,12 +139,13 @@ fn line(hash: u64, count: usize) -> usize {
     ((u128::from(hash) * count as u128) >> 64) as usize
 }
 
-/// By the lower 54 bits, 9 for each.
-fn bits(hash: u64) -> impl Iterator<Item = (usize, u64)> {
-    (0..BITS_SET).map(move |index| {
-        let bit = (hash >> (9 * index)) & 511;
-        ((bit >> 6) as usize, 1 << (bit & 63))
-    })
+/// Words of a line and bits of them, by the lower 40 bits of the hash: one word of each half, and 6
+/// bits for each of its three.
+fn bits(hash: u64) -> [(usize, u64); 2] {
+    let bit = |shift: u32| 1 << (hash >> shift & 63);
+    let first = (hash >> 36 & 3) as usize;
+    let second = LINE_WORDS / 2 + (hash >> 38 & 3) as usize;
+    [(first, bit(0) | bit(6) | bit(12)), (second, bit(18) | bit(24) | bit(30))]
 }
 
 #[cfg(test)]
