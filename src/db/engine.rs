@@ -18,7 +18,7 @@ use crate::coding::Decoded;
 use crate::compaction::picker::level0_patience;
 use crate::cursor::ValueRef;
 use crate::db::catalog::Catalog;
-use crate::db::once::Tokens;
+use crate::db::once::{Tokens, fresh_memtable};
 use crate::db::resources::{Holding, Shared};
 use crate::db::worker::Work;
 use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
@@ -313,20 +313,30 @@ impl Engine {
         self.acknowledge(place, user_bytes, self.options.durability, patience)
     }
 
-    /// Takes an encoded batch into the log and the memtables of `trees`, which it names all; `None`
-    /// if the check does not hold at its place in the order.
+    /// Takes an encoded batch into the log and the memtables of `trees`, which it names all.
     pub fn write_batch(
         &self,
         builder: &mut BatchBuilder,
         trees: &[&Tree],
         patience: Patience,
+    ) -> Result<Place> {
+        let _one_at_a_time = self.admit_batch(builder)?;
+        let place = self.submit_batch(builder.finish(), trees, patience, None)?;
+        Ok(place.expect("nothing was checked"))
+    }
+
+    /// The same of a batch that was admitted; `None` if the check does not hold at its place in the order.
+    pub fn submit_batch(
+        &self,
+        payload: Payload<'_>,
+        trees: &[&Tree],
+        patience: Patience,
         check: Option<&Check>,
     ) -> Result<Option<Place>> {
-        let _one_at_a_time = self.admit_batch(builder)?;
         let insert = |first: SeqNo, memtables: &Memtables, payload: &[u8]| {
             self.insert_batch(trees, first, memtables, payload);
         };
-        self.submit(builder.finish(), trees, patience, check, insert)
+        self.submit(payload, trees, patience, check, insert)
     }
 
     /// What a large batch holds while it is written.
@@ -472,7 +482,7 @@ impl Engine {
     /// Freezes the active memtable of a keyspace, if it has entries and, with `only`, is that one.
     #[cold]
     pub fn freeze(&self, tree: &Tree, only: Option<&Arc<Memtable>>) -> bool {
-        let fresh = Arc::new(Memtable::new(&self.pool));
+        let fresh = fresh_memtable(&tree.name, &self.pool);
         let frozen = self.pipeline.lock().freeze(tree, fresh, only);
         if frozen {
             self.measure_pressure();
@@ -589,7 +599,7 @@ impl Engine {
     /// [`Engine::freeze`] without measuring the pressure again.
     fn freeze_quietly(&self, tree: Option<&Arc<Tree>>) {
         let Some(tree) = tree else { return };
-        let fresh = Arc::new(Memtable::new(&self.pool));
+        let fresh = fresh_memtable(&tree.name, &self.pool);
         let frozen = self.pipeline.lock().freeze(tree, fresh, None);
         if frozen {
             self.wake_workers();

@@ -56,6 +56,7 @@ use crate::db::keyspace::KeyspaceOptions;
 use crate::db::recent::{Noting, Recent};
 use crate::error::{Error, Result};
 use crate::key::{self, EntryKind, SeqNo};
+use crate::memtable::{ArenaPool, Memtable};
 use crate::options::TokenWindow;
 use crate::read::get::newest_with;
 use crate::runtime::{Mutex, MutexGuard};
@@ -345,6 +346,11 @@ fn token_key(source: &[u8], id: &[u8]) -> Key {
     key
 }
 
+/// An empty memtable for a keyspace of this name: tokens come in no order, and hardly any is looked for.
+pub(crate) fn fresh_memtable(keyspace: &str, pool: &Arc<ArenaPool>) -> Arc<Memtable> {
+    Arc::new(if keyspace == TOKENS { Memtable::piled(pool) } else { Memtable::new(pool) })
+}
+
 /// The source that an entry of a hidden keyspace belongs to; `None` if it is about sequence numbers
 /// of this database, which mean nothing in another one.
 pub(crate) fn source_of<'a>(keyspace: &str, key: &'a [u8]) -> Option<&'a [u8]> {
@@ -446,7 +452,7 @@ impl Opened {
 }
 
 fn now_ms(engine: &Engine) -> u64 {
-    engine.runtime.now().as_millis() as u64
+    engine.runtime.now_coarsely().as_millis() as u64
 }
 
 /// A batch that is to be committed.
