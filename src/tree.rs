@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -60,6 +60,8 @@ pub(crate) struct Tree {
     /// Bytes that compactions are behind, as of the last version.
     pub debt_bytes: AtomicU64,
     pub traffic: [LevelTraffic; LEVEL_COUNT],
+    /// What tombstones have cost scans.
+    pub stepped: Stepped,
 }
 
 /// Bytes that flushes and compactions moved, by the level they wrote to.
@@ -67,6 +69,70 @@ pub(crate) struct Tree {
 pub(crate) struct LevelTraffic {
     pub read_bytes: AtomicU64,
     pub written_bytes: AtomicU64,
+}
+
+/// Tombstones that scans have stepped over since the last sweep (see `db::worker`), and who is to be
+/// told of it.
+pub(crate) struct Stepped {
+    count: AtomicU64,
+    /// At so many the workers are told.
+    tell_at: AtomicU64,
+    untold: AtomicBool,
+}
+
+/// Fewer are no reason to look for a sweep: they took a scan less than a millisecond.
+pub(crate) const STEPPED_MIN: u64 = 1 << 14;
+/// The workers are not told at more than this, or they would hear too late of a sweep that has become
+/// possible.
+const STEPPED_TELL_MAX: u64 = 1 << 24;
+
+impl Default for Stepped {
+    fn default() -> Stepped {
+        let (count, tell_at) = (AtomicU64::new(0), AtomicU64::new(STEPPED_MIN));
+        Stepped { count, tell_at, untold: AtomicBool::new(false) }
+    }
+}
+
+impl Stepped {
+    /// A scan has stepped over so many.
+    pub fn add(&self, count: u64) {
+        let before = self.count.fetch_add(count, Ordering::Relaxed);
+        let tell_at = self.tell_at.load(Ordering::Relaxed);
+        if before < tell_at && tell_at <= before + count {
+            self.untold.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// True, once, if the workers are to be told.
+    #[inline]
+    pub fn is_untold(&self) -> bool {
+        self.untold.load(Ordering::Relaxed) && self.untold.swap(false, Ordering::Relaxed)
+    }
+
+    /// The workers want to hear of it again at so many.
+    pub fn await_count(&self, count: u64) {
+        self.tell_at.store(count, Ordering::Relaxed);
+        if self.count() >= count {
+            self.untold.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Something is done about them.
+    pub fn sweep(&self) {
+        self.count.store(0, Ordering::Relaxed);
+        self.await_count(STEPPED_MIN);
+    }
+
+    /// Nothing can be done about them now.
+    pub fn give_up(&self) {
+        self.count.store(0, Ordering::Relaxed);
+        let tell_at = self.tell_at.load(Ordering::Relaxed);
+        self.await_count((2 * tell_at).min(STEPPED_TELL_MAX));
+    }
 }
 
 impl Tree {
@@ -88,6 +154,7 @@ impl Tree {
             life: AtomicU8::new(LIVE),
             debt_bytes: AtomicU64::new(0),
             traffic: Default::default(),
+            stepped: Stepped::default(),
         }
     }
 

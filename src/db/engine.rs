@@ -211,6 +211,9 @@ impl Engine {
 
     /// As [`Engine::pin`], for cursors; without the lock of the readers if all is in tables.
     pub fn pin_for_scan(&self, tree: &Tree) -> (Arc<View>, Reading) {
+        if tree.stepped.is_untold() {
+            self.resources.crew.wake();
+        }
         let view = tree.view_arc();
         let visible = self.pipeline.ring.visible();
         // What is put into an empty memtable from now on has later numbers, so nothing can be

@@ -19,7 +19,8 @@ use crate::key::{KeyspaceId, SeqNo};
 use crate::memtable::Memtable;
 use crate::options::Limits;
 use crate::runtime::{Condvar, Mutex, MutexGuard, Priority, Task};
-use crate::tree::Tree;
+use crate::tree::{STEPPED_MIN, Tree};
+use crate::version::Version;
 use crate::write::commit::closed_error;
 
 /// How often a full disk is probed, and free space looked at; how long an engine whose job failed
@@ -33,6 +34,10 @@ const DENSE_REST: Duration = Duration::from_millis(200);
 const LEVEL0_RUNS_AT_REST: usize = 2;
 /// A memtable of tombstones is flushed at rest if it has reached this part of its size.
 const DENSE_MEMTABLE_FRACTION: usize = 8;
+/// What a sweep costs besides its entries, in entries: two or three syncs.
+const SWEEP_FIXED_ENTRIES: u64 = 1 << 16;
+/// Sweeping so many entries in the background is worth one step of a scan over a tombstone.
+const SWEEP_ENTRIES_PER_STEP: u64 = 4;
 /// Pages are made present so far ahead of the log's end.
 const TOUCH_AHEAD_BYTES: u64 = 4 << 20;
 
@@ -227,7 +232,10 @@ impl Engine {
             Urgency::Small => self.find_small(&mut state),
             Urgency::Flush => self.find_flush(&state),
             Urgency::Level0 => self.find_compaction(&mut state, |plan| plan.from_level == 0),
-            Urgency::Deeper => self.find_compaction(&mut state, |_| true),
+            Urgency::Deeper => {
+                let compaction = self.find_compaction(&mut state, |_| true);
+                compaction.or_else(|| self.find_sweep(&mut state))
+            }
         }?;
         Some(self.take(&mut state, job))
     }
@@ -312,20 +320,63 @@ impl Engine {
             if self.is_worth_freezing(&view.active) {
                 return Some(Job::Freeze(tree.clone(), view.active.clone()));
             }
-            let tables = view.version.level0().iter().flat_map(|run| run.tables());
-            let mut dense = tables.map(|table| table.facts());
-            let dense = dense.any(|facts| facts.tombstones * 2 > facts.entries);
+            let dense = has_dense_level0(&view.version);
             if !dense && rests_for < REST {
                 return None;
             }
             let runs = if dense { 1 } else { LEVEL0_RUNS_AT_REST };
-            let level0_runs = self.limits.level0_runs.min(runs);
-            let limits = Limits { level0_runs, level0_patience_max: 1, ..self.limits.clone() };
             let claims = state.claims.entry(tree.id).or_default();
-            let plan = picker::pick(&view.version, &limits, claims, oldest)?;
+            let plan = picker::pick(&view.version, &self.eager_limits(runs), claims, oldest)?;
             Some(Job::Compact(tree.clone(), plan))
         })?;
         Some(self.take(&mut state, job))
+    }
+
+    /// A job that clears away tombstones which scans step over, whoever writes meanwhile. It is taken
+    /// once the steps have cost as much as the job will, so that it never costs more than twice what
+    /// there would have been to win; and then the count begins anew.
+    ///
+    /// First the active memtable is frozen, if it is mostly tombstones, then level 0 compacted; from
+    /// there on tables of tombstones sink anyway.
+    fn find_sweep(&self, state: &mut State) -> Option<Job> {
+        if self.is_broken() {
+            return None;
+        }
+        let oldest = self.oldest_snapshot();
+        self.trees.load().iter().find_map(|tree| {
+            let view = tree.view();
+            let is_flushing = !view.frozen.is_empty() || state.flushing.contains(&tree.id);
+            if tree.stepped.count() < STEPPED_MIN || is_flushing {
+                return None;
+            }
+            let active = &view.active;
+            let (entries, job) = if active.tombstones() * 2 > active.entries() {
+                (active.entries() as u64, Job::Freeze(tree.clone(), active.clone()))
+            } else {
+                let claims = state.claims.entry(tree.id).or_default();
+                let plan = has_dense_level0(&view.version)
+                    .then(|| picker::pick(&view.version, &self.eager_limits(1), claims, oldest));
+                let Some(plan) = plan.flatten() else {
+                    tree.stepped.give_up();
+                    return None;
+                };
+                let entries = plan.tables().map(|(_, table)| table.facts().entries).sum();
+                (entries, Job::Compact(tree.clone(), plan))
+            };
+            let price = (entries + SWEEP_FIXED_ENTRIES) / SWEEP_ENTRIES_PER_STEP;
+            if tree.stepped.count() < price {
+                tree.stepped.await_count(price);
+                return None;
+            }
+            tree.stepped.sweep();
+            Some(job)
+        })
+    }
+
+    /// Limits by which level 0 is compacted at so many runs, however large their entries.
+    fn eager_limits(&self, level0_runs: usize) -> Limits {
+        let level0_runs = self.limits.level0_runs.min(level0_runs);
+        Limits { level0_runs, level0_patience_max: 1, ..self.limits.clone() }
     }
 
     /// Looks at the disk's free space if writers wait, and no job is due that would ease it; and at what
@@ -579,4 +630,10 @@ impl State {
             _ => {}
         }
     }
+}
+
+/// True if a table of level 0 is mostly tombstones.
+fn has_dense_level0(version: &Version) -> bool {
+    let mut tables = version.level0().iter().flat_map(|run| run.tables());
+    tables.any(|table| table.facts().tombstones * 2 > table.facts().entries)
 }

@@ -33,6 +33,8 @@ use crate::version::RunCursor;
 
 /// Versions of one key that are stepped over before a seek is cheaper.
 const SKIP_COUNT_MAX: usize = 16;
+/// A seek that steps over fewer tombstones does not suffer, and says nothing of it.
+const STEPPED_COUNT_MIN: u64 = 8;
 /// A value up to this size is copied when a backward scan passes it; larger ones are shared.
 const COPY_BYTES_MAX: usize = 4 << 10;
 
@@ -186,6 +188,8 @@ pub struct Cursor {
     position: Position,
     key: Vec<u8>,
     value: Saved,
+    /// Tombstones that were stepped over since the last seek.
+    stepped: u64,
 }
 
 /// A key that the merge cursor has passed.
@@ -250,6 +254,15 @@ impl Cursor {
             position: Position::Off,
             key,
             value,
+            stepped: 0,
+        }
+    }
+
+    /// Says what was stepped over since the last seek.
+    fn tell_stepped(&mut self) {
+        let stepped = std::mem::take(&mut self.stepped);
+        if stepped >= STEPPED_COUNT_MIN {
+            self.tree.stepped.add(stepped);
         }
     }
 
@@ -292,6 +305,7 @@ impl Cursor {
     /// `Corruption` or `Io` from a table; `MergeFailed` where operands cannot be folded. The
     /// cursor is then invalid.
     pub fn seek_to_first(&mut self) -> Result<()> {
+        self.tell_stepped();
         self.position = Position::Off;
         self.merge.seek_to_first()?;
         self.find_forward()
@@ -302,6 +316,7 @@ impl Cursor {
     /// # Errors
     /// As [`Cursor::seek_to_first`].
     pub fn seek_to_last(&mut self) -> Result<()> {
+        self.tell_stepped();
         self.position = Position::Off;
         self.merge.seek_to_last()?;
         self.find_backward()
@@ -312,6 +327,7 @@ impl Cursor {
     /// # Errors
     /// As [`Cursor::seek_to_first`].
     pub fn seek(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.tell_stepped();
         self.position = Position::Off;
         // Straight to the version that the snapshot sees, past newer ones.
         self.merge.seek(key.as_ref(), self.snapshot)?;
@@ -323,6 +339,7 @@ impl Cursor {
     /// # Errors
     /// As [`Cursor::seek_to_first`].
     pub fn seek_before(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.tell_stepped();
         self.position = Position::Off;
         self.merge.seek_before(key.as_ref(), SeqNo::MAX)?;
         self.find_backward()
@@ -439,6 +456,7 @@ impl Cursor {
                     return Ok(());
                 }
                 EntryKind::Delete => {
+                    self.stepped += 1;
                     let passed = self.pass();
                     self.merge.next()?;
                     self.skip_versions(&passed)?;
@@ -509,6 +527,7 @@ impl Cursor {
                 self.position = Position::Behind;
                 return Ok(());
             }
+            self.stepped += 1;
         }
         Ok(())
     }
@@ -527,6 +546,12 @@ impl Cursor {
             }
             Merged::Delete => Ok(false),
         }
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        self.tell_stepped();
     }
 }
 

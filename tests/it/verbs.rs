@@ -100,6 +100,50 @@ fn a_database_that_rests_merges_its_level_0() {
     assert_eq!(db.get("3").unwrap().unwrap(), *"1");
 }
 
+/// Tombstones that nobody steps over stay while somebody writes; those that scans step over go once
+/// that has cost as much as to clear them away.
+#[cfg(feature = "testing")]
+#[test]
+fn tombstones_that_scans_step_over_are_swept_beside_writes() {
+    use esker::fs::sim::SimFs;
+    use esker::runtime::Runtime;
+
+    const KEYS: u32 = 20_000;
+    let (fs, runtime) = (std::sync::Arc::new(SimFs::new()), Runtime::stepper(1));
+    let db = Db::open_on(fs, runtime.clone(), "/db", esker::Options::default()).unwrap();
+    (0..KEYS).for_each(|i| db.put(key(i), "value").unwrap());
+    db.compact_range::<&str>(..).unwrap();
+    let is_kept = |i: &u32| i.is_multiple_of(10);
+    (0..KEYS).filter(|i| !is_kept(i)).for_each(|i| db.delete(key(i)).unwrap());
+
+    // Never at rest.
+    let write = || {
+        runtime.sleep(std::time::Duration::from_millis(20));
+        db.put(key(0), "value").unwrap();
+    };
+    let entries = || db.stats().keyspaces[0].table_entries;
+    (0..30).for_each(|_| write());
+    assert_eq!(entries(), u64::from(KEYS), "nobody has stepped over any");
+    let scan = |forward: bool| {
+        let mut cursor = db.cursor();
+        let mut rows = 0;
+        if forward { cursor.seek_to_first() } else { cursor.seek_to_last() }.unwrap();
+        while cursor.valid() {
+            rows += 1;
+            if forward { cursor.next() } else { cursor.prev() }.unwrap();
+        }
+        assert_eq!(rows, KEYS / 10);
+    };
+    scan(true);
+    write();
+    assert_eq!(entries(), u64::from(KEYS), "one scan has not cost as much as a sweep");
+    for round in 0..6 {
+        scan(round % 2 == 0);
+        write();
+    }
+    assert_eq!(entries(), u64::from(KEYS) / 10);
+}
+
 /// Each number of the stats is of what was done, and the text has them.
 #[cfg(feature = "testing")]
 #[test]
