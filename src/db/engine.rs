@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -85,10 +85,29 @@ pub(crate) struct Engine {
     pub totals: Totals,
     /// One batch above a megabyte at a time.
     oversized: Mutex<()>,
+    /// Bytes of the large commits that are written, or wait for it.
+    pub commits_bytes: AtomicUsize,
     /// What the open went on without.
     pub losses: Vec<Loss>,
     /// Held until the database is closed.
     pub lock: Mutex<Option<Box<dyn Lock>>>,
+}
+
+/// Commits of more than this are counted while they are under way; smaller ones are as many as there are
+/// threads that write.
+const COUNTED_BYTES_MIN: usize = 16 << 10;
+
+/// A large commit that is under way.
+pub(crate) struct Admitted<'a> {
+    engine: &'a Engine,
+    bytes: usize,
+    _one_at_a_time: Option<MutexGuard<'a, ()>>,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.engine.commits_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Bytes moved since the database was opened.
@@ -182,6 +201,7 @@ impl Engine {
             voids_settled: AtomicBool::new(false),
             totals: Totals::default(),
             oversized: Mutex::new(()),
+            commits_bytes: AtomicUsize::new(0),
             losses: parts.losses,
             lock: Mutex::new(Some(parts.lock)),
         };
@@ -293,6 +313,8 @@ impl Engine {
     ) -> Result<()> {
         self.check_sizes(key, value)?;
         let user_bytes = (key.len() + value.len()) as u64;
+        // Before the value is copied.
+        let _admitted = self.admit(key.len() + value.len());
         let place = BUILDER.with_borrow_mut(|builder| {
             builder.clear();
             match kind {
@@ -323,7 +345,7 @@ impl Engine {
         trees: &[&Tree],
         patience: Patience,
     ) -> Result<Place> {
-        let _one_at_a_time = self.admit_batch(builder)?;
+        let _admitted = self.admit_batch(builder)?;
         let place = self.submit_batch(builder.finish(), trees, patience, None)?;
         Ok(place.expect("nothing was checked"))
     }
@@ -346,7 +368,7 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidArgument` if it is over the limit.
-    pub fn admit_batch(&self, builder: &BatchBuilder) -> Result<Option<MutexGuard<'_, ()>>> {
+    pub fn admit_batch(&self, builder: &BatchBuilder) -> Result<Option<Admitted<'_>>> {
         let bytes = builder.bytes();
         let bytes_max = self.limits.memtables_bytes_max / 2;
         if bytes > bytes_max {
@@ -355,7 +377,23 @@ impl Engine {
                  memory budget: split it or open the database with more memory"
             )));
         }
-        Ok((bytes > 1 << 20).then(|| self.oversized.lock()))
+        Ok(self.admit(bytes))
+    }
+
+    /// Counts a large commit, and lets one of the largest at a time go on.
+    #[inline]
+    fn admit(&self, bytes: usize) -> Option<Admitted<'_>> {
+        (bytes > COUNTED_BYTES_MIN).then(|| self.admit_large(bytes))
+    }
+
+    #[cold]
+    fn admit_large(&self, bytes: usize) -> Admitted<'_> {
+        self.commits_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut admitted = Admitted { engine: self, bytes, _one_at_a_time: None };
+        if bytes > 1 << 20 {
+            admitted._one_at_a_time = Some(self.oversized.lock());
+        }
+        admitted
     }
 
     /// Inserts the operations of a payload, which name only these keyspaces.
@@ -640,14 +678,20 @@ impl Engine {
     /// Makes an edit durable; a failure opens the breaker.
     ///
     /// # Errors
-    /// The edit is unknown then. A failure to begin the manifest anew afterwards is none: the edit
-    /// stands, and must be carried out.
+    /// The edit is unknown then. A failure to write what bears witness to it, or to begin the manifest
+    /// anew, afterwards is none: the edit stands, and must be carried out.
     pub fn append_edit(&self, catalog: &mut MutexGuard<'_, Catalog>, mut edit: Edit) -> Result<()> {
         edit.voids_settled = self.voids_settled.swap(false, Ordering::Relaxed);
         let durable = self.pipeline.syncer.durable();
         edit.log_durable = (durable > catalog.state().log_durable()).then_some(durable);
         let broken = |error: &Error| self.fail(DegradedCause::Manifest, error);
+        let has_part_in_order = edit.changes_keyspaces();
         catalog.append(edit, self.next_file()).inspect_err(broken)?;
+        if has_part_in_order {
+            // The last record is cut if it is damaged. Of other edits nothing is lost then; but without
+            // this one later commits would stand and what comes before them would not.
+            let _ = catalog.append(Edit::default(), self.next_file()).inspect_err(broken);
+        }
         self.note_file_lease(catalog);
         if catalog.is_long() {
             let _ = catalog.rotate(self.take_file_number()).inspect_err(broken);

@@ -56,7 +56,7 @@ impl Engine {
     ) -> Result<ControlFlow<T, Place>> {
         loop {
             let mut check = Check::default();
-            let one_at_a_time = self.admit_batch(builder)?;
+            let admitted = self.admit_batch(builder)?;
             // Made ready before the look: what that has begun to load arrives meanwhile.
             let payload = builder.finish();
             if let ControlFlow::Break(instead) = look(&mut check)? {
@@ -65,7 +65,7 @@ impl Engine {
             if let Some(place) = self.submit_batch(payload, trees, patience, Some(&check))? {
                 return Ok(ControlFlow::Continue(place));
             }
-            drop(one_at_a_time);
+            drop(admitted);
             self.pipeline.wait_for_missed(&check)?;
         }
     }

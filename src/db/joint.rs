@@ -20,8 +20,8 @@ use crate::db::open::{self, Found, Prepared};
 use crate::db::resources::Resources;
 use crate::db::snapshot::Snapshot;
 use crate::error::{Error, Result};
-use crate::file::{self, FileKind, FileNumber, Lsn, ShardNumber};
-use crate::fs::{Fs, site};
+use crate::file::{self, FileKind, FileNumber, Lsn, ShardNumber, TEMPORARY_ENDING};
+use crate::fs::{self, Fs, site};
 use crate::key::SeqNo;
 use crate::options::{Durability, Options, Recovery};
 use crate::tree::Tree;
@@ -100,10 +100,14 @@ pub(crate) fn open_shards(
     engines.into_iter().zip(shards).map(start).collect()
 }
 
-/// Makes the log of a shard durable from this file on. What a kill has left of it may be in the kernel's
-/// memory only: power loss must not take a part of a joint commit that another shard, which is
+/// Writes the log of a shard anew from this file on, durably. What a kill has left of it may be in the
+/// kernel's memory only: power loss must not take a part of a joint commit that another shard, which is
 /// recovered before this one, then has in tables.
-fn sync_log(fs: &dyn Fs, dir: &Path, from: FileNumber) -> Result<()> {
+///
+/// A sync is not enough: if one has failed before the kill, the kernel takes for written what it then
+/// could not write, and the next sync says that all is well (Rebello et al., "Can Applications Recover
+/// from fsync Failures?", ATC 2020).
+fn rewrite_log(fs: &dyn Fs, dir: &Path, from: FileNumber) -> Result<()> {
     let names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
     let numbers = names.iter().filter_map(|name| match file::parse_name(name) {
         Some((FileKind::Log, number)) if number >= from => Some(number),
@@ -112,12 +116,29 @@ fn sync_log(fs: &dyn Fs, dir: &Path, from: FileNumber) -> Result<()> {
     let mut numbers: Vec<FileNumber> = numbers.collect();
     numbers.sort_unstable();
     for number in numbers {
-        let path = FileKind::Log.path(dir, number);
+        let name = FileKind::Log.name(number);
+        let path = dir.join(&name);
         let log = fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
-        let _site = site("open.joint.sync");
-        log.sync().map_err(|e| Error::io("sync", &path, e))?;
+        let (bytes, zeros_from) = fs::map_log(&*log).map_err(|e| Error::io("map", &path, e))?;
+        let begun = &bytes[..zeros_from as usize];
+        let Some(last) = begun.iter().rposition(|byte| *byte != 0) else { continue };
+        let temporary = dir.join(format!("{name}{TEMPORARY_ENDING}"));
+        let anew =
+            fs::create_anew(fs, &temporary).map_err(|e| Error::io("create", &temporary, e))?;
+        let write = || {
+            anew.write_at(0, &begun[..=last])?;
+            // A log ends with zeros, or where the next begins; its length says where that may be.
+            anew.set_len(bytes.len() as u64)
+        };
+        write().map_err(|e| Error::io("write", &temporary, e))?;
+        {
+            let _site = site("open.joint.sync");
+            anew.sync().map_err(|e| Error::io("sync", &temporary, e))?;
+        }
+        fs.rename(&temporary, &path).map_err(|e| Error::io("rename", &temporary, e))?;
     }
-    Ok(())
+    let _site = site("open.joint.sync_dir");
+    fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
 }
 
 /// Where the replay of each shard is to end.
@@ -131,7 +152,7 @@ fn find_cuts(
     for (ShardDir { dir, .. }, prepared) in shards.iter().zip(prepared) {
         let log = open::read_joint_log(fs, dir, recovery, &prepared.state)?;
         if !log.parts.is_empty() {
-            sync_log(fs, dir, prepared.state.replay_log())?;
+            rewrite_log(fs, dir, prepared.state.replay_log())?;
         }
         logs.push(log);
     }

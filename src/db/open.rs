@@ -9,8 +9,8 @@
 //!    beyond every log found. Its CURRENT is the one atomic step: a crash before it leaves
 //!    everything as it was, and one after it finds a database without a log to replay. So the cut
 //!    of a torn log is durable before the first new write. Then begin that log.
-//! 6. One more record, so that the manifest's first is not its last; then remove what is
-//!    superfluous.
+//! 6. One more record, so that the manifest's first is not its last, and which says that the log was
+//!    begun: without it, it is lost from now on. Then remove what is superfluous.
 //!
 //! The shards of a database over several are all locked, and their logs read, before the first of them
 //! is recovered: where a commit over several of them is not whole, their replays end early
@@ -242,8 +242,44 @@ fn look(fs: &Arc<dyn Fs>, dir: &Path, create: bool) -> Result<()> {
         ))),
         // Before the lock file is made: a directory without a database stays as it is.
         _ if !has_current && !create => load(fs, dir).and_then(|_| Err(no_database(dir))),
+        _ if has_current => refuse_foreign(fs, dir, &names),
         _ => Ok(()),
     }
+}
+
+/// Fails if the files in `dir` are called like esker's, and none of them is one: other engines use such
+/// names too.
+///
+/// One is enough, and half of its first bytes, so that a damaged database is not taken for another
+/// program's.
+///
+/// # Errors
+/// `InvalidArgument`, and those of the file system.
+pub(crate) fn refuse_foreign(fs: &Arc<dyn Fs>, dir: &Path, names: &[String]) -> Result<()> {
+    let begins = |name: &String, expected: &[u8]| {
+        let path = dir.join(name);
+        let file = fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
+        let bytes = file.len().map_err(|e| Error::io("measure", &path, e))?;
+        let first = fs::read_first(&*file, bytes.min(expected.len() as u64));
+        let first = first.map_err(|e| Error::io("read", &path, e))?;
+        let alike = first.iter().zip(expected).filter(|(a, b)| a == b).count();
+        Ok(alike * 2 >= expected.len())
+    };
+    let is_current = |name: &&String| **name == file::CURRENT;
+    for name in names.iter().filter(is_current).chain(names.iter().filter(|n| !is_current(n))) {
+        let expected = match file::parse_name(name) {
+            Some((kind, _)) => kind.magic().as_slice(),
+            None if name == file::CURRENT => b"manifest-",
+            None => continue,
+        };
+        if begins(name, expected)? {
+            return Ok(());
+        }
+    }
+    Err(Error::invalid(format!(
+        "{} is not a database of esker: no file in it begins as one of esker's does",
+        dir.display()
+    )))
 }
 
 #[cold]
@@ -646,9 +682,10 @@ impl<'a> Recovering<'a> {
         let logs = Logs::new(self.fs.clone(), self.dir.to_path_buf(), self.limits.log_bytes);
         let mut catalog =
             Catalog::create(self.fs.clone(), self.dir, manifest_number, state.clone(), growth)?;
-        catalog.append(Edit::default(), next_file)?;
         // The log comes after the manifest: a log without CURRENT is what a damaged database has.
         let cursor = logs.begin(logs.create_spare(log_number, 0)?, first_lsn)?;
+        // And before its second record, which says that the log is there.
+        catalog.append(Edit::default(), next_file)?;
 
         let mut pipeline = Pipeline::new(logs, cursor, next_seqno, lease);
         pipeline.member = self.member.take();
@@ -723,6 +760,7 @@ fn replay_of(fs: &dyn Fs, dir: &Path, state: &State) -> Replay {
         dir: dir.to_path_buf(),
         from: state.replay_from(),
         from_log: state.replay_log(),
+        begun: state.has_begun_log(),
         durable: state.log_durable(),
         boot_id: fs.boot_id(),
         mode: Mode::Strict,

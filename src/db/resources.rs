@@ -193,7 +193,9 @@ impl Resources {
     pub fn memory(&self) -> MemoryStats {
         let members = self.shared().crew.members();
         let tables = |member: &Arc<Engine>| member.holding.tables.load(Ordering::Relaxed) as u64;
+        let commits = |member: &Arc<Engine>| member.commits_bytes.load(Ordering::Relaxed) as u64;
         MemoryStats {
+            commits: members.iter().map(commits).sum(),
             tokens: members.iter().map(|member| member.tokens.recent_bytes() as u64).sum(),
             memtables: members.iter().map(|member| member.memtables_bytes() as u64).sum(),
             tables: members.iter().map(tables).sum(),

@@ -118,6 +118,8 @@ pub struct MemoryStats {
     pub tables: u64,
     /// The filter of recent tokens of idempotent commits, once there was one.
     pub tokens: u64,
+    /// Commits of more than 16 KiB each that are being written, or wait for it.
+    pub commits: u64,
 }
 
 impl Stats {
@@ -202,6 +204,7 @@ impl MemoryStats {
             memtables: engine.memtables_bytes() as u64,
             tables: engine.tables_memory_bytes() as u64,
             tokens: engine.tokens.recent_bytes() as u64,
+            commits: engine.commits_bytes.load(Ordering::Relaxed) as u64,
             ..engine.resources.memory_stats()
         }
     }
@@ -210,7 +213,7 @@ impl MemoryStats {
     #[must_use]
     pub fn total(&self) -> u64 {
         let caches = self.block_cache + self.buffers + self.tables + self.tokens;
-        self.memtables + self.arena_pool + caches
+        self.memtables + self.arena_pool + caches + self.commits
     }
 }
 
@@ -243,7 +246,7 @@ impl fmt::Display for Stats {
         writeln!(
             f,
             "memory    {} of {}: memtables {}, arena pool {}, block cache {}, buffers {}, \
-             tables {}, tokens {}",
+             tables {}, tokens {}, commits {}",
             Bytes(memory.total()),
             Bytes(memory.budget),
             Bytes(memory.memtables),
@@ -252,6 +255,7 @@ impl fmt::Display for Stats {
             Bytes(memory.buffers),
             Bytes(memory.tables),
             Bytes(memory.tokens),
+            Bytes(memory.commits),
         )?;
         let (hits, misses) = (self.block_cache_hits, self.block_cache_misses);
         writeln!(f, "reads     block cache {hits} hits, {misses} misses")?;

@@ -611,6 +611,28 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn no_mapping_is_there_in_a_forked_child() {
+        let (fs, dir) = (RealFs::new(), tempfile::tempdir().unwrap());
+        let (log, table) = (dir.path().join("a log"), dir.path().join("a table"));
+        let region = fs.create_log(&log, 1 << 16).unwrap();
+        std::fs::write(&table, [7; 5000]).unwrap();
+        let bytes = fs.open(&table).unwrap().map().unwrap();
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let flags_of = |path: &Path| {
+            let rest = maps.split_once(path.to_str().unwrap())?.1;
+            rest.lines().find(|line| line.starts_with("VmFlags:"))
+        };
+        let flags = flags_of(&table).expect("it is mapped");
+        assert!(flags.split(' ').any(|flag| flag == "dc"), "copied by a fork: {flags}");
+        // Not every file system lets a log be mapped.
+        if let Some(flags) = flags_of(&log) {
+            assert!(flags.split(' ').any(|flag| flag == "dc"), "copied by a fork: {flags}");
+        }
+        drop((region, bytes));
+    }
+
+    #[test]
     fn a_lock_is_let_go_even_if_a_child_has_it_open_and_never_by_the_child() {
         let (fs, dir) = (RealFs::new(), tempfile::tempdir().unwrap());
         let path = dir.path().join("LOCK");

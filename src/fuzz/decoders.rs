@@ -121,8 +121,15 @@ pub(super) fn log(input: &[u8]) {
 /// LSNs of the records of a log; `None` if it is refused.
 fn records_of(files: &[LogFile], mode: Mode) -> Option<Vec<Lsn>> {
     let (dir, from) = (PathBuf::from("db"), Lsn(800));
-    let replay =
-        Replay { dir, from, from_log: FileNumber(0), durable: Lsn(0), boot_id: BOOT, mode };
+    let replay = Replay {
+        dir,
+        from,
+        from_log: FileNumber(0),
+        begun: false,
+        durable: Lsn(0),
+        boot_id: BOOT,
+        mode,
+    };
     let refused = |error: crate::error::Error| {
         assert!(mode == Mode::Strict || !error.is_corruption(), "{mode:?} refuses: {error}");
     };

@@ -138,6 +138,16 @@ mod tag {
 }
 
 impl Edit {
+    /// True if it creates or drops a keyspace or gives one an operator: such an edit is in no table and
+    /// no log.
+    #[must_use]
+    pub(crate) fn changes_keyspaces(&self) -> bool {
+        let Edit { keyspaces_created, keyspaces_dropped, operators_given, .. } = self;
+        !keyspaces_created.is_empty()
+            || !keyspaces_dropped.is_empty()
+            || !operators_given.is_empty()
+    }
+
     /// Appends the edit's bytes.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let mut fields = Fields { out, bytes: Vec::new() };

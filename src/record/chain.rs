@@ -74,6 +74,8 @@ pub(crate) struct Replay {
     /// The file in which that record is, or would be. Those with smaller numbers are no part of
     /// the replay, whatever is in them: their names may outlive what came after them.
     pub from_log: FileNumber,
+    /// That file was there once, its name durable: without it, what it had is lost.
+    pub begun: bool,
     /// Everything before this LSN is known from elsewhere to have been durable.
     pub durable: Lsn,
     /// The boot id of now.
@@ -142,6 +144,8 @@ pub(crate) struct LogChain {
     links: Vec<Link>,
     /// Sorted by number. None was written before the first of `links`.
     unreadable: Vec<Unreadable>,
+    /// The file in which the replay begins is gone, and there was one.
+    missing: bool,
     /// The link that is being read; `None` as long as none begins at or before `lsn`.
     current: Option<usize>,
     /// Where the next record begins.
@@ -159,6 +163,8 @@ impl LogChain {
     /// `Corruption` if the files cannot be what a crash left, `Unsupported` if one is of a newer
     /// version.
     pub(crate) fn new(files: Vec<LogFile>, replay: Replay) -> Result<LogChain, Error> {
+        let is_first = |file: &LogFile| file.number == replay.from_log;
+        let missing = replay.begun && !files.iter().any(is_first);
         let files = files.into_iter().filter(|file| file.number >= replay.from_log).collect();
         let (mut links, mut unreadable) = sort_out(files, replay.mode)?;
         if replay.mode == Mode::Salvage {
@@ -177,9 +183,10 @@ impl LogChain {
         if replay.mode == Mode::Strict {
             check_order(&links)?;
         }
-        let (lsn, breaks) = (replay.from, Vec::new());
+        let missing = missing && current.is_none();
+        let (lsn, breaks, outcome) = (replay.from, Vec::new(), None);
         let ended = false;
-        Ok(LogChain { replay, links, unreadable, current, lsn, ended, breaks, outcome: None })
+        Ok(LogChain { replay, links, unreadable, missing, current, lsn, ended, breaks, outcome })
     }
 
     /// The next commit or sync mark; `None` at the end of the log.
@@ -248,9 +255,12 @@ impl LogChain {
             self.enter(next);
             return Ok(());
         }
-        // A log without a next file may end in any of the ordinary ways, but not before what was durable.
-        let ordinary =
-            next_lsn.is_none() && !matches!(stop, Stop::Bad(_)) && self.lsn >= self.replay.durable;
+        // A log without a next file may end in any of the ordinary ways, but not before what was durable,
+        // nor before it begins.
+        let ordinary = next_lsn.is_none()
+            && !matches!(stop, Stop::Bad(_))
+            && self.lsn >= self.replay.durable
+            && !self.is_lost();
         match self.replay.mode {
             Mode::Strict => self.refuse_if_safe(&stop)?,
             Mode::PointInTime => {}
@@ -265,6 +275,11 @@ impl LogChain {
         }
         self.end(next);
         Ok(())
+    }
+
+    /// True if what was to be read first is gone.
+    fn is_lost(&self) -> bool {
+        self.missing && self.current.is_none()
     }
 
     /// Goes on reading at the beginning of this link.
@@ -360,6 +375,11 @@ impl LogChain {
 
     /// Fails if something proves that the log had been safe beyond the current LSN.
     fn refuse_if_safe(&self, stop: &Stop) -> Result<(), Error> {
+        if self.is_lost() {
+            let path = FileKind::Log.path(&self.replay.dir, self.replay.from_log);
+            let fault = self.fault(stop.clone());
+            return Err(Error::corruption(path, 0, fault.expected, "no file"));
+        }
         let (path, offset) = self.place();
         let length = self.current.map(|index| self.links[index].bytes.len() as u64);
         let reaches = length.is_none_or(|length| length >= offset);
@@ -482,7 +502,7 @@ mod tests {
     fn replay(from: Lsn) -> Replay {
         let mode = Mode::Strict;
         let (dir, from_log) = (PathBuf::from("db"), FileNumber(0));
-        Replay { dir, from, from_log, durable: Lsn(0), boot_id: BOOT, mode }
+        Replay { dir, from, from_log, begun: false, durable: Lsn(0), boot_id: BOOT, mode }
     }
 
     fn file(log: &LogBuilder) -> LogFile {
@@ -526,6 +546,28 @@ mod tests {
             logs.push(log);
         }
         logs
+    }
+
+    #[test]
+    fn a_log_that_was_begun_and_is_gone_is_corruption() {
+        let logs = three(BOOT, |_| Lsn(0));
+        let begun = Replay { from_log: FileNumber(1), begun: true, ..replay(Lsn(64)) };
+        // All of them, or the first.
+        for files in [Vec::new(), files(&logs[1..])] {
+            let error = run(files.clone(), begun.clone()).unwrap_err();
+            assert!(error.is_corruption() && error.to_string().contains("000001.log"), "{error}");
+            let lost = |mode| run(files.clone(), Replay { mode, ..begun.clone() }).unwrap();
+            let (found, outcome) = lost(Mode::PointInTime);
+            assert_eq!((found.len(), outcome.breaks.len(), outcome.end), (0, 1, Lsn(64)));
+            let (found, outcome) = lost(Mode::Salvage);
+            assert_eq!((found.len(), outcome.breaks.len()), (2 * files.len(), 1));
+        }
+        // Made and not written to is enough.
+        let empty = LogFile { bytes: Bytes::from(vec![0; 200]), zeros_from: 0, ..file(&logs[0]) };
+        assert_eq!(run(vec![empty], begun.clone()).unwrap().0.len(), 0);
+        assert_eq!(run(files(&logs), begun).unwrap().0, ALL);
+        let not_yet = Replay { from_log: FileNumber(1), ..replay(Lsn(64)) };
+        assert_eq!(run(Vec::new(), not_yet).unwrap().0.len(), 0);
     }
 
     const ALL: [&str; 6] = ["1a", "1b", "2a", "2b", "3a", "3b"];

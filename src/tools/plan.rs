@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) replay_from: Lsn,
     /// The log in which it does.
     pub(crate) replay_log: FileNumber,
+    /// That log was there.
+    pub(crate) begun: bool,
     /// No seqno beyond this one is known to have been given out.
     pub(crate) seqno_lease: SeqNo,
     /// No file number from this one on is known to have been.
@@ -132,6 +134,7 @@ pub(crate) fn trusting(state: &State, tables: &[Examined]) -> Plan {
     let mut plan = Plan {
         replay_from: state.replay_from(),
         replay_log: state.replay_log(),
+        begun: state.has_begun_log(),
         // Beyond what a clean close leaves of it: numbers are not used twice.
         seqno_lease: state.seqno_lease(),
         next_file: state.next_file(),

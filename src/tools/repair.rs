@@ -24,7 +24,7 @@ use crate::batch::Operations;
 use crate::cursor::Cursor;
 use crate::cursor::merge::MergeCursor;
 use crate::db::jobs::table_config;
-use crate::db::open::{Found, loss_of, mode_for, recover};
+use crate::db::open::{Found, loss_of, mode_for, recover, refuse_foreign};
 use crate::db::resources::Resources;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{CURRENT, FileId, FileKind, FileNumber, LOST, Lsn, parse_name};
@@ -144,6 +144,7 @@ pub fn repair_on(
     if !names.iter().any(|name| name == CURRENT || parse_name(name).is_some()) {
         return Err(no_database(dir));
     }
+    refuse_foreign(fs, dir, &names)?;
     let lock = take_lock(fs, dir, &names, mode == RepairMode::InPlace)?;
     // Again, now that nobody can change it.
     let mut names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
@@ -372,7 +373,7 @@ impl Repair<'_> {
 
     fn replay(&self, from: Lsn, from_log: FileNumber, mode: Mode) -> Replay {
         let (dir, boot_id) = (self.dir.to_path_buf(), self.fs.boot_id());
-        Replay { dir, from, from_log, durable: Lsn(0), boot_id, mode }
+        Replay { dir, from, from_log, begun: false, durable: Lsn(0), boot_id, mode }
     }
 
     /// The keyspaces that commits in these logs write to.
@@ -392,6 +393,7 @@ impl Repair<'_> {
     /// Counts commits and reports what is lost of them; true if nothing is.
     fn survey_log(&mut self, files: Vec<LogFile>, plan: &Plan) -> Result<bool> {
         let mut replay = self.replay(plan.replay_from, plan.replay_log, Mode::Strict);
+        replay.begun = plan.begun;
         replay.mode = mode_for(Recovery::Salvage, &files, &replay)?;
         let orderly = replay.mode == Mode::Strict;
         let mut chain = LogChain::new(files, replay)?;

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::batch::Operations;
+use crate::db::open::refuse_foreign;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{
     self, CURRENT, FileHeader, FileKind, FileNumber, LOCK, LOST, Lsn, QUEUES, TEMPORARY_ENDING,
@@ -141,6 +142,9 @@ pub fn verify_on(
         io::ErrorKind::NotFound => no_database(dir),
         _ => Error::io("list", dir, error),
     })?;
+    if names.iter().any(|name| name == CURRENT) {
+        refuse_foreign(fs, dir, &names)?;
+    }
     let _lock = take_lock(fs, dir, &names, false)?;
     // Again, now that nobody can change it.
     let mut names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
@@ -320,6 +324,7 @@ impl Check<'_> {
             dir: self.dir.to_path_buf(),
             from: state.map_or(oldest, State::replay_from),
             from_log: state.map_or(FileNumber(0), State::replay_log),
+            begun: state.is_some_and(State::has_begun_log),
             durable: state.map_or(Lsn(0), State::log_durable),
             boot_id: self.fs.boot_id(),
             mode: Mode::Strict,

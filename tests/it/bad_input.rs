@@ -11,7 +11,8 @@ use esker::fs::Fs;
 use esker::fs::intercept::{Call, Intercepted, Interceptor, Verdict};
 use esker::fs::sim::SimFs;
 use esker::runtime::Runtime;
-use esker::{Append, BusyCause, Counter, Db, Error, ErrorKind, KeyspaceOptions, Options};
+use esker::tools::{RepairMode, repair_on, verify_on};
+use esker::{Append, BusyCause, Counter, Db, Error, ErrorKind, KeyspaceOptions, Options, Recovery};
 
 const DIR: &str = "/db";
 
@@ -247,12 +248,23 @@ fn what_is_not_a_database_is_left_alone() {
     std::fs::create_dir(&other).unwrap();
     let theirs = [("CURRENT", "MANIFEST-000004\n"), ("LOCK", ""), ("000003.log", "theirs")];
     theirs.iter().for_each(|(name, text)| std::fs::write(other.join(name), text).unwrap());
-    let error = Db::open(&other).unwrap_err();
-    assert!(error.is_corruption() && error.to_string().contains("CURRENT"), "{error}");
+    invalid(Db::open(&other), "is not a database of esker");
+    invalid(Db::builder(&other).create(false).open(), "is not a database of esker");
+    invalid(esker::tools::verify(&other, &mut |_| {}), "is not a database of esker");
+    for mode in [RepairMode::DryRun, RepairMode::InPlace] {
+        invalid(esker::tools::repair(&other, mode, &mut |_| {}), "is not a database of esker");
+    }
     assert_eq!(names(&other).len(), theirs.len());
     for (name, text) in theirs {
         assert_eq!(std::fs::read(other.join(name)).unwrap(), text.as_bytes());
     }
+    // Files that are numbered are no sign of a database either.
+    std::fs::remove_file(other.join("CURRENT")).unwrap();
+    invalid(
+        esker::tools::repair(&other, RepairMode::InPlace, &mut |_| {}),
+        "is not a database of esker",
+    );
+    assert_eq!(names(&other).len(), theirs.len() - 1);
 }
 
 /// Fails every call that would change something.
@@ -374,6 +386,51 @@ fn a_file_that_is_gone_is_corruption_that_names_it() {
             drop(file);
             check(&open_on(fs).unwrap(), 61);
         }
+    }
+}
+
+#[test]
+fn a_log_that_is_gone_is_corruption_even_before_the_first_flush() {
+    let fs = SimFs::new();
+    let db = open_on(fs.clone()).unwrap();
+    // Of an empty database as well: the log was there, so there may have been something in it.
+    let images = [fs.snapshot(), {
+        db.put("a", "b").unwrap();
+        fs.snapshot()
+    }];
+    for (image, expected) in images.into_iter().zip([None, Some(&b"b"[..])]) {
+        let fs = image.kill();
+        let logs = files(&fs, ".log");
+        let kept: Vec<_> = logs.iter().map(|path| fs.contents(path).unwrap()).collect();
+        logs.iter().for_each(|path| fs.remove(path).unwrap());
+        let name = logs[0].file_name().unwrap().to_str().unwrap();
+        for _ in 0..2 {
+            let error = open_on(fs.clone()).unwrap_err();
+            assert!(error.is_corruption() && error.to_string().contains(name), "{error}");
+        }
+        let arc: Arc<dyn Fs> = Arc::new(fs.clone());
+        let report = verify_on(&arc, Path::new(DIR), &mut |_| {}).unwrap();
+        assert!(report.damage.iter().any(|damage| damage.file == logs[0]), "{report}");
+        // Nothing was made worse: with the files back, everything is there.
+        let whole = image.kill();
+        for (path, bytes) in logs.iter().zip(&kept) {
+            assert_eq!(whole.contents(path).unwrap(), *bytes);
+        }
+        assert_eq!(open_on(whole).unwrap().get("a").unwrap().as_deref(), expected);
+        // Who asks for it gets what there is, and is told what there is not.
+        for recovery in [Recovery::PointInTime, Recovery::Salvage] {
+            let mut options = Options::tiny();
+            options.recovery = recovery;
+            let other = Arc::new(fs.snapshot().kill());
+            let db = Db::open_on(other, Runtime::threads(), DIR, options).unwrap();
+            assert_eq!(db.get("a").unwrap(), None);
+            assert!(db.losses().iter().any(|loss| loss.file == logs[0]), "{:?}", db.losses());
+        }
+        let mut progress = |_: &str| {};
+        let (options, mode) = (Options::tiny(), RepairMode::InPlace);
+        let report = repair_on(&arc, Path::new(DIR), mode, &options, &mut progress).unwrap();
+        assert!(report.losses.iter().any(|loss| loss.file == logs[0]), "{report}");
+        assert_eq!(open_on(fs).unwrap().get("a").unwrap(), None);
     }
 }
 

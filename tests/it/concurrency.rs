@@ -636,3 +636,61 @@ fn an_operator_that_panics_fails_or_calls_back_harms_nobody_else() {
         assert_eq!(odds.get(key).unwrap().unwrap(), *"x".repeat(40), "{key}");
     }
 }
+
+/// Rule 11: else as many large batches as there are writers are in memory and in logs of their size at
+/// once, beyond what the budget has for any.
+#[test]
+fn of_large_batches_one_at_a_time_is_written() {
+    let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
+    let counts = Arc::new((now, most));
+    let disk = SimFs::new();
+    let seen = counts.clone();
+    disk.on_call(Arc::new(move |_, phase, call| {
+        if call.name != "store" || call.bytes < 1 << 20 {
+            return;
+        }
+        match phase {
+            Phase::Before => {
+                let now = seen.0.fetch_add(1, SeqCst) + 1;
+                seen.1.fetch_max(now, SeqCst);
+                // Time for another to come in, if it may.
+                thread::sleep(std::time::Duration::from_millis(2));
+            }
+            Phase::Middle => {}
+            Phase::After => _ = seen.0.fetch_sub(1, SeqCst),
+        }
+    }));
+    let mut options = Options::default();
+    options.memory = 64 << 20;
+    let db = Db::open_on(Arc::new(disk), Runtime::threads(), "/db", options).unwrap();
+    let (writers, batches, parts) = (4_u8, 5_u8, 15_u8);
+    let begun = Barrier::new(writers.into());
+    let mut most_counted = 0;
+    thread::scope(|scope| {
+        let write = |writer| {
+            let (db, begun) = (&db, &begun);
+            scope.spawn(move || {
+                begun.wait();
+                for number in 0..batches {
+                    let mut batch = db.batch();
+                    for part in 0..parts {
+                        batch.put(db, [writer, number, part], vec![part; 100_000]);
+                    }
+                    batch.commit().unwrap();
+                    db.put([writer, number], vec![number; 2 << 20]).unwrap();
+                }
+            })
+        };
+        let threads: Vec<_> = (0..writers).map(write).collect();
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            most_counted = most_counted.max(db.stats().memory.commits);
+            thread::yield_now();
+        }
+    });
+    assert_eq!(counts.1.load(SeqCst), 1, "at a time");
+    assert!(most_counted > 2 << 20, "one that is written and some that wait: {most_counted}");
+    assert_eq!(db.stats().memory.commits, 0);
+    assert_eq!(counts.0.load(SeqCst), 0, "all were written");
+    let all = usize::from(writers) * usize::from(batches) * (usize::from(parts) + 1);
+    assert_eq!(db.iter().count(), all);
+}

@@ -86,7 +86,8 @@ fn break_and_resume(fault: Fault, causes: &[DegradedCause]) {
 
 #[test]
 fn a_failed_log_sync_is_resumed_from_memory() {
-    let on = Select::all().name("sync").file(".log");
+    // Not the sync of one that is made.
+    let on = Select::all().name("sync").site("log.sync");
     break_and_resume(Fault::new(FaultKind::FailedSync).on(on).nth(20), &[DegradedCause::LogSync]);
 }
 

@@ -127,6 +127,8 @@ impl Place<'_> {
             dir: dir.clone(),
             from: old.lsn,
             from_log: old.log,
+            // A checkpoint of the database has the offset and no log.
+            begun: false,
             durable: Lsn(0),
             boot_id: engine.fs.boot_id(),
             mode: Mode::Strict,

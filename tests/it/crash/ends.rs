@@ -103,6 +103,9 @@ impl FromStr for End {
     }
 }
 
+/// Effects of which a thorough look tries all subsets.
+const SUBSETS_THOROUGH: usize = 10;
+
 /// The ends worth trying on an image. The same seed gives the same list.
 pub fn ends(image: &Image, plan: &Plan, seed: u64) -> Vec<End> {
     let mut all = vec![End::Kill, End::Power(Survival::NothingUnsynced)];
@@ -116,12 +119,14 @@ pub fn ends(image: &Image, plan: &Plan, seed: u64) -> Vec<End> {
     power(Survival::DirectoryOnly);
     power(Survival::DataOnly);
     power(Survival::LastDirectoryOperationOnly);
-    if count <= plan.subsets_max {
+    let is_thorough = plan.thorough_every > 0 && random.usize(..plan.thorough_every) == 0;
+    if count <= plan.subsets_max || is_thorough && count <= SUBSETS_THOROUGH {
         (1..(1 << count) - 1).for_each(|mask| power(Survival::Subset { mask }));
     } else {
-        let some = random.choose_multiple(0..count, plan.singles);
+        let singles = if is_thorough { count } else { plan.singles };
+        let some = random.choose_multiple(0..count, singles);
         some.into_iter().for_each(|dropped| power(Survival::AllBut { dropped }));
-        let some = random.choose_multiple(0..count, plan.singles);
+        let some = random.choose_multiple(0..count, singles);
         some.into_iter().for_each(|kept| power(Survival::Only { kept }));
     }
     for _ in 0..plan.random {

@@ -43,6 +43,9 @@ pub struct Plan {
     pub random: usize,
     /// All subsets of the pending effects are tried where there are at most so many.
     pub subsets_max: usize,
+    /// One in so many moments gets all subsets of up to ten effects, and of more each single drop and
+    /// keep. None if it is 0.
+    pub thorough_every: usize,
     /// Otherwise so many single drops and as many single keeps.
     pub singles: usize,
     /// One in so many states is opened a second time, and written on.

@@ -63,6 +63,7 @@ fn plan() -> Plan {
         every: 1,
         random: 3,
         subsets_max: setting("ESKER_CRASH_SUBSETS", 4) as usize,
+        thorough_every: 128,
         singles: 1,
         again_every: 12,
         deeper_every: Vec::new(),

@@ -16,6 +16,7 @@ fn plan() -> Plan {
         every: 1,
         random: 2,
         subsets_max: 10,
+        thorough_every: 0,
         singles: 4,
         again_every: 12,
         deeper_every: Vec::new(),

@@ -57,6 +57,7 @@ fn plan() -> Plan {
         every: 1,
         random: 1,
         subsets_max: 3,
+        thorough_every: 0,
         singles: 1,
         again_every: 4,
         deeper_every: vec![300],
