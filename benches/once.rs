@@ -17,6 +17,9 @@ fn id(number: u64) -> [u8; 16] {
     (u128::from(mixed) << 64 | u128::from(number)).to_be_bytes()
 }
 
+/// Commits the batch, with the token of this number if the kind has any.
+type Commit = fn(&mut Batch, u64);
+
 fn plain(batch: &mut Batch, _: u64) {
     batch.commit().unwrap();
 }
@@ -39,7 +42,7 @@ fn main() {
     let db = Db::builder(dir.path()).compression(Compression::None).open().unwrap();
     let mut random = fastrand::Rng::with_seed(1);
     let (mut batch, mut next) = (db.batch(), 0);
-    let mut run = |commit: fn(&mut Batch, u64), count: u64| {
+    let mut run = |commit: Commit, count: u64| {
         let began = Instant::now();
         for _ in 0..count {
             batch.put(&db, id(random.u64(..LIVE_TOKENS)), VALUE);
@@ -49,7 +52,7 @@ fn main() {
         began.elapsed().as_secs_f64() * 1e6 / count as f64
     };
     run(once, LIVE_TOKENS);
-    let kinds: [(&str, fn(&mut Batch, u64)); 3] = [
+    let kinds: [(&str, Commit); 3] = [
         ("a plain batch of one put", plain),
         ("the same, with a token of its own", once),
         ("the same, of a growing source", growing),
