@@ -1,15 +1,20 @@
 //! The toolkit beside the plain verbs: idempotent and conditional commits, batching, coalescing,
-//! ingest.
+//! ingest, backpressure, the circuit breaker.
 //!
 //! `cargo bench --features testing --bench toolkit`
 
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use esker::fs::fault::{Fault, FaultFs, FaultKind};
+use esker::fs::intercept::Select;
+use esker::fs::sim::SimFs;
+use esker::runtime::Runtime;
 use esker::{
     Batch, Batcher, BatcherOptions, Coalescer, CoalescerOptions, Compression, Counter, Db,
-    Durability, Event, EventId, IngestOptions, IngestQueue, KeyspaceOptions,
+    Durability, Event, EventId, IngestOptions, IngestQueue, KeyspaceOptions, Options,
 };
 
 const VALUE: [u8; 100] = [b'v'; 100];
@@ -51,6 +56,8 @@ fn once(criterion: &mut Criterion) {
             batch.commit_once(EventId::new("orders", &id(next))).unwrap();
         });
     });
+    // Older ones may be beyond the window.
+    let (last, recent) = (next, LIVE_TOKENS / 2);
     group.bench_function("the same, of a growing source", |bencher| {
         bencher.iter(|| {
             batch.put(&db, id(random.u64(..LIVE_TOKENS)), VALUE);
@@ -61,8 +68,8 @@ fn once(criterion: &mut Criterion) {
     group.bench_function("a duplicate", |bencher| {
         bencher.iter(|| {
             batch.put(&db, b"k", VALUE);
-            let event = id(random.u64(..LIVE_TOKENS));
-            black_box(batch.commit_once(EventId::new("orders", &event)).unwrap());
+            let event = id(last - 1 - random.u64(..recent));
+            assert!(batch.commit_once(EventId::new("orders", &event)).unwrap().is_duplicate());
         });
     });
     group.bench_function("compare and swap", |bencher| {
@@ -211,5 +218,37 @@ fn ingest(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, once, batching, coalescing, ingest);
+/// What asking costs where nothing is in the way: of one key, so that no flush makes pressure.
+fn backpressure(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let db = open(dir.path());
+    let mut group = criterion.benchmark_group("backpressure");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("put, which would wait", |bencher| {
+        bencher.iter(|| db.put(b"key", VALUE).unwrap());
+    });
+    group.bench_function("put, which would say Busy", |bencher| {
+        bencher.iter(|| db.try_put(b"key", VALUE).unwrap());
+    });
+    group.bench_function("read the pressure", |bencher| bencher.iter(|| db.pressure()));
+}
+
+fn breaker(criterion: &mut Criterion) {
+    let fs = FaultFs::over_sim(SimFs::new());
+    let db = Db::open_on(Arc::new(fs.clone()), Runtime::threads(), "/db", Options::default());
+    let db = db.unwrap();
+    let mut watch = db.watch_breaker();
+    let mut group = criterion.benchmark_group("breaker");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("look at it", |bencher| bencher.iter(|| db.breaker()));
+    group.bench_function("look for a change", |bencher| bencher.iter(|| watch.try_next()));
+    fs.arm(Fault::new(FaultKind::FailedSync).on(Select::all().name("sync").file(".log")));
+    let failed = db.put("k", "v").and_then(|()| db.sync());
+    assert!(failed.is_err() && watch.try_next().is_some(), "it is open");
+    group.bench_function("put that it refuses", |bencher| {
+        bencher.iter(|| db.put(b"key", VALUE).unwrap_err());
+    });
+}
+
+criterion_group!(benches, once, batching, coalescing, ingest, backpressure, breaker);
 criterion_main!(benches);

@@ -467,7 +467,7 @@ impl Batch {
         }
         let trees: SmallVec<[&Tree; 2]> = self.trees.iter().map(|tree| &**tree).collect();
         if self.guards.is_empty() {
-            return engine.write_batch(&mut self.builder, &trees, patience, None);
+            return engine.write_batch(&mut self.builder, &trees, patience).map(Some);
         }
         let guards = &self.guards;
         let look = |check: &mut Check| engine.look_at(guards, check).map(ControlFlow::Continue);

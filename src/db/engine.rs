@@ -18,7 +18,7 @@ use crate::coding::Decoded;
 use crate::compaction::picker::level0_patience;
 use crate::cursor::ValueRef;
 use crate::db::catalog::Catalog;
-use crate::db::once::Tokens;
+use crate::db::once::{Tokens, fresh_memtable};
 use crate::db::resources::{Holding, Shared};
 use crate::db::worker::Work;
 use crate::error::{BusyCause, DegradedCause, Error, ErrorKind, Result};
@@ -30,7 +30,7 @@ use crate::manifest::edit::Edit;
 use crate::memtable::{self, ArenaPool, Found, Memtable, Surroundings};
 use crate::operator::Quick;
 use crate::options::{Durability, Limits, Options};
-use crate::read::get::{Answer, try_get_with};
+use crate::read::get::{Answer, try_get_with, try_newest_with};
 use crate::runtime::{Mutex, MutexGuard, Runtime};
 use crate::slice::Slice;
 use crate::snapshots::{Reading, Snapshots};
@@ -272,6 +272,27 @@ impl Engine {
         }
     }
 
+    /// Gives the newest version of a key, a tombstone too, to `found`; and the moment of the read:
+    /// no later version was seen.
+    pub fn newest_with<R>(
+        &self,
+        tree: &Tree,
+        key: &[u8],
+        mut found: impl FnOnce(SeqNo, EntryKind, &[u8]) -> R,
+    ) -> Result<(SeqNo, Option<R>)> {
+        loop {
+            let view = tree.view();
+            let visible = self.pipeline.ring.visible();
+            if !Arc::ptr_eq(&view, &tree.view()) {
+                continue;
+            }
+            match try_newest_with(&view, key, visible, found)? {
+                Answer::Value(newest) => return Ok((visible, newest)),
+                Answer::Stale(again) => found = again,
+            }
+        }
+    }
+
     /// Reads the newest value of a key.
     #[inline]
     pub fn get(&self, tree: &Tree, key: &[u8]) -> Result<Option<Slice>> {
@@ -317,20 +338,30 @@ impl Engine {
         self.acknowledge(place, user_bytes, self.options.durability, patience)
     }
 
-    /// Takes an encoded batch into the log and the memtables of `trees`, which it names all; `None`
-    /// if the check does not hold at its place in the order.
+    /// Takes an encoded batch into the log and the memtables of `trees`, which it names all.
     pub fn write_batch(
         &self,
         builder: &mut BatchBuilder,
         trees: &[&Tree],
         patience: Patience,
+    ) -> Result<Place> {
+        let _admitted = self.admit_batch(builder)?;
+        let place = self.submit_batch(builder.finish(), trees, patience, None)?;
+        Ok(place.expect("nothing was checked"))
+    }
+
+    /// The same of a batch that was admitted; `None` if the check does not hold at its place in the order.
+    pub fn submit_batch(
+        &self,
+        payload: Payload<'_>,
+        trees: &[&Tree],
+        patience: Patience,
         check: Option<&Check>,
     ) -> Result<Option<Place>> {
-        let _admitted = self.admit_batch(builder)?;
         let insert = |first: SeqNo, memtables: &Memtables, payload: &[u8]| {
             self.insert_batch(trees, first, memtables, payload);
         };
-        self.submit(builder.finish(), trees, patience, check, insert)
+        self.submit(payload, trees, patience, check, insert)
     }
 
     /// What a large batch holds while it is written.
@@ -492,7 +523,7 @@ impl Engine {
     /// Freezes the active memtable of a keyspace, if it has entries and, with `only`, is that one.
     #[cold]
     pub fn freeze(&self, tree: &Tree, only: Option<&Arc<Memtable>>) -> bool {
-        let fresh = Arc::new(Memtable::new(&self.pool));
+        let fresh = fresh_memtable(&tree.name, &self.pool);
         let frozen = self.pipeline.lock().freeze(tree, fresh, only);
         if frozen {
             self.measure_pressure();
@@ -609,7 +640,7 @@ impl Engine {
     /// [`Engine::freeze`] without measuring the pressure again.
     fn freeze_quietly(&self, tree: Option<&Arc<Tree>>) {
         let Some(tree) = tree else { return };
-        let fresh = Arc::new(Memtable::new(&self.pool));
+        let fresh = fresh_memtable(&tree.name, &self.pool);
         let frozen = self.pipeline.lock().freeze(tree, fresh, None);
         if frozen {
             self.wake_workers();

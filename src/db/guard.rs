@@ -56,12 +56,16 @@ impl Engine {
     ) -> Result<ControlFlow<T, Place>> {
         loop {
             let mut check = Check::default();
+            let admitted = self.admit_batch(builder)?;
+            // Made ready before the look: what that has begun to load arrives meanwhile.
+            let payload = builder.finish();
             if let ControlFlow::Break(instead) = look(&mut check)? {
                 return Ok(ControlFlow::Break(instead));
             }
-            if let Some(place) = self.write_batch(builder, trees, patience, Some(&check))? {
+            if let Some(place) = self.submit_batch(payload, trees, patience, Some(&check))? {
                 return Ok(ControlFlow::Continue(place));
             }
+            drop(admitted);
             self.pipeline.wait_for_missed(&check)?;
         }
     }

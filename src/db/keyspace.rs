@@ -10,12 +10,12 @@ use crate::db::Handle;
 use crate::db::batch::Batch;
 use crate::db::crew::Aside;
 use crate::db::engine::Engine;
+use crate::db::once::fresh_memtable;
 use crate::db::open::DEFAULT_KEYSPACE;
 use crate::error::{Error, Result};
 use crate::file::FileKind;
 use crate::key::{EntryKind, KeyspaceId, SeqNo};
 use crate::manifest::edit::{Edit, KeyspaceFacts};
-use crate::memtable::Memtable;
 use crate::operator::{MergeOperator, Operand};
 use crate::read::get::{announce, get_with};
 use crate::read::scan::{Cursor, Iter, KeyRange};
@@ -406,7 +406,7 @@ impl Engine {
             ..Edit::default()
         };
         self.append_edit(&mut catalog, edit)?;
-        let active = Arc::new(Memtable::new(&self.pool));
+        let active = fresh_memtable(name, &self.pool);
         let version = Arc::new(Version::empty());
         let view = View { active: active.clone(), frozen: Vec::new(), version };
         let mut commit = self.pipeline.lock();

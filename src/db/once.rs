@@ -38,13 +38,14 @@
 //! added; the newest mark that lies a window back becomes the watermark. That costs one more entry
 //! for every sixteenth of a window, and needs no order by age.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use crate::batch::BatchBuilder;
@@ -55,6 +56,7 @@ use crate::db::keyspace::KeyspaceOptions;
 use crate::db::recent::{Noting, Recent};
 use crate::error::{Error, Result};
 use crate::key::{self, EntryKind, SeqNo};
+use crate::memtable::{ArenaPool, Memtable};
 use crate::options::TokenWindow;
 use crate::read::get::newest_with;
 use crate::runtime::{Mutex, MutexGuard};
@@ -216,11 +218,12 @@ struct Opened {
     shards: [Mutex<Sources>; SHARDS],
 }
 
-/// By name.
-type Sources = HashMap<Box<[u8]>, Arc<Source>>;
+/// By the hash of the name.
+type Sources = HashTable<Arc<Source>>;
 
 /// A source of events with ids of their own.
 struct Source {
+    name: Box<[u8]>,
     /// Tokens so far, those since the last persisted mark of an earlier session left out.
     count: AtomicU64,
     window: Window,
@@ -343,6 +346,11 @@ fn token_key(source: &[u8], id: &[u8]) -> Key {
     key
 }
 
+/// An empty memtable for a keyspace of this name: tokens come in no order, and hardly any is looked for.
+pub(crate) fn fresh_memtable(keyspace: &str, pool: &Arc<ArenaPool>) -> Arc<Memtable> {
+    Arc::new(if keyspace == TOKENS { Memtable::piled(pool) } else { Memtable::new(pool) })
+}
+
 /// The source that an entry of a hidden keyspace belongs to; `None` if it is about sequence numbers
 /// of this database, which mean nothing in another one.
 pub(crate) fn source_of<'a>(keyspace: &str, key: &'a [u8]) -> Option<&'a [u8]> {
@@ -406,16 +414,24 @@ impl Tokens {
 }
 
 impl Opened {
-    /// The watermark of a source, as far as it is in memory.
-    fn known_dead_upto(&self, name: &[u8]) -> SeqNo {
-        let shard = self.shards[key::hash(name) as usize % SHARDS].lock();
-        shard.get(name).map_or(SeqNo::ZERO, |source| source.window.dead_upto())
+    /// The sources of names with this hash. (The table of a shard looks at other bits of it.)
+    fn shard(&self, hash: u64) -> &Mutex<Sources> {
+        &self.shards[(hash >> 32) as usize % SHARDS]
     }
 
-    /// True if there may be a token of this key that is too old for the filter of recent ones.
-    fn may_have_older(&self, key: &[u8], hash: u64, recent: &Noting<'_>) -> bool {
+    /// The watermark of a source, as far as it is in memory.
+    fn known_dead_upto(&self, name: &[u8]) -> SeqNo {
+        let hash = key::hash(name);
+        let shard = self.shard(hash).lock();
+        let source = shard.find(hash, |source| *source.name == *name);
+        source.map_or(SeqNo::ZERO, |source| source.window.dead_upto())
+    }
+
+    /// True if there may be a token of this key above `dead_upto` that is too old for the filter of
+    /// recent ones.
+    fn may_have_older(&self, key: &[u8], hash: u64, recent: &Noting<'_>, dead_upto: SeqNo) -> bool {
         let since = recent.since();
-        if since == SeqNo::ZERO {
+        if since <= dead_upto {
             return false;
         }
         let view = self.tokens.view();
@@ -423,7 +439,10 @@ impl Opened {
         // memtable has anything older.
         let is_flushed = since <= self.in_tables_upto
             || view.version.tables().any(|(_, table)| table.facts().seqno_max >= since);
-        let has_older = |table: &Table| table.facts().seqno_min <= since && table.may_contain(hash);
+        let has_older = |table: &Table| {
+            let facts = table.facts();
+            facts.seqno_min <= since && facts.seqno_max > dead_upto && table.may_contain(hash)
+        };
         !is_flushed || view.version.runs().any(|(_, run)| run.candidate(key).is_some_and(has_older))
     }
 
@@ -433,7 +452,7 @@ impl Opened {
 }
 
 fn now_ms(engine: &Engine) -> u64 {
-    engine.runtime.now().as_millis() as u64
+    engine.runtime.now_coarsely().as_millis() as u64
 }
 
 /// A batch that is to be committed.
@@ -557,6 +576,13 @@ impl Engine {
         commit: &mut CommitChecked<'_>,
     ) -> Result<Once> {
         let Draft { builder, trees, guards, patience } = draft;
+        let key = token_key(source_name, id);
+        let hash = key::hash(&key);
+        let stripe = Stripe::of_hash(opened.tokens.id, hash);
+        // They arrive while the batch is made ready.
+        opened.recent.prefetch(hash);
+        self.pipeline.stamps.prefetch(stripe);
+        let noting = opened.recent.noting();
         let source = match self.tokens.window.per_source {
             u64::MAX => None,
             _ => Some(self.source(opened, source_name)?),
@@ -574,7 +600,6 @@ impl Engine {
         if let Some(turn) = &of_source {
             builder.put(opened.sources.id, &source_key(WINDOW, source_name), &turn.next.encode());
         }
-        let key = token_key(source_name, id);
         // The last operation, so that its number is the commit's.
         builder.put(opened.tokens.id, &key, &[]);
 
@@ -583,21 +608,20 @@ impl Engine {
         if of_time.is_some() || of_source.is_some() {
             all.push(&opened.sources);
         }
-        let stripe = Stripe::of(opened.tokens.id, &key);
-        let hash = key::hash(&key);
-        let noting = opened.recent.noting();
         let mut is_noted = false;
         let written = commit(builder, &all, *patience, &mut |check: &mut Check| {
             let of_source = source.as_ref().map_or(SeqNo::ZERO, |source| source.window.dead_upto());
             let dead_upto = opened.clock.dead_upto().max(of_source);
             let mut now = visible();
-            if is_noted || noting.may_know(hash) || opened.may_have_older(&key, hash, &noting) {
-                let (view, reading) = self.pin(&opened.tokens);
-                now = reading.seqno;
+            let may_be_there = is_noted
+                || noting.may_know(hash)
+                || opened.may_have_older(&key, hash, &noting, dead_upto);
+            if may_be_there {
                 // What a move of the key between shards has removed is not there.
                 let put = |seqno, kind, _: &[u8]| (kind == EntryKind::Put).then_some(seqno);
-                let found = newest_with(&view, &key, now, put)?.flatten();
-                if let Some(first) = found.filter(|first| *first > dead_upto) {
+                let (read_at, found) = self.newest_with(&opened.tokens, &key, put)?;
+                now = read_at;
+                if let Some(first) = found.flatten().filter(|first| *first > dead_upto) {
                     return Ok(ControlFlow::Break(first));
                 }
             }
@@ -646,12 +670,11 @@ impl Engine {
         all.push(&opened.sources);
         let stripe = Stripe::of(opened.sources.id, &key);
         let written = commit(builder, &all, *patience, &mut |check: &mut Check| {
-            let (view, reading) = self.pin(&opened.sources);
-            let now = reading.seqno;
             let decode = |seqno, kind, value: &[u8]| {
                 (kind == EntryKind::Put).then(|| (seqno, Decoder::new(value).varint()))
             };
-            if let Some((seqno, last)) = newest_with(&view, &key, now, decode)?.flatten()
+            let (now, found) = self.newest_with(&opened.sources, &key, decode)?;
+            if let Some((seqno, last)) = found.flatten()
                 && number <= last.map_err(|error| self.bad_token(&key, error))?
             {
                 return Ok(ControlFlow::Break(seqno));
@@ -669,8 +692,10 @@ impl Engine {
 
     /// What is known of a source.
     fn source(&self, opened: &Opened, name: &[u8]) -> Result<Arc<Source>> {
-        let shard = &opened.shards[key::hash(name) as usize % SHARDS];
-        if let Some(source) = shard.lock().get(name) {
+        let hash = key::hash(name);
+        let is_it = |source: &Arc<Source>| *source.name == *name;
+        let shard = opened.shard(hash);
+        if let Some(source) = shard.lock().find(hash, is_it) {
             return Ok(source.clone());
         }
         let key = source_key(WINDOW, name);
@@ -681,13 +706,17 @@ impl Engine {
         let mut shard = shard.lock();
         if shard.len() >= SHARD_SOURCES_MAX {
             // Not one that a commit holds: it may be about to persist its marks.
-            let idle = shard.iter().find(|(_, source)| Arc::strong_count(source) == 1);
-            if let Some(name) = idle.map(|(name, _)| name.clone()) {
-                shard.remove(&name);
+            let idle = shard.iter().find(|source| Arc::strong_count(source) == 1).cloned();
+            if let Some(idle) = idle {
+                let is_idle = |source: &Arc<Source>| Arc::ptr_eq(source, &idle);
+                if let Ok(found) = shard.find_entry(key::hash(&idle.name), is_idle) {
+                    found.remove();
+                }
             }
         }
-        let source = || Arc::new(Source { count, window });
-        Ok(shard.entry(name.into()).or_insert_with(source).clone())
+        let source = || Arc::new(Source { name: name.into(), count, window });
+        let entry = shard.entry(hash, is_it, |source| key::hash(&source.name));
+        Ok(entry.or_insert_with(source).get().clone())
     }
 
     /// True if a commit of `event`, which has an id of its own, is seen at this registered number.

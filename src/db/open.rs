@@ -38,6 +38,7 @@ use crate::db::aside;
 use crate::db::catalog::Catalog;
 use crate::db::engine::{Engine, Parts};
 use crate::db::jobs::table_config;
+use crate::db::once::fresh_memtable;
 use crate::db::replayed::{Replayed, within};
 use crate::db::resources::Shared;
 use crate::error::{Error, ErrorKind, Result};
@@ -52,7 +53,6 @@ use crate::loss::Loss;
 use crate::manifest::edit::{Edit, KeyspaceFacts, TableAdded, TableRemoved};
 use crate::manifest::reader::load;
 use crate::manifest::state::{KeyspaceState, State};
-use crate::memtable::Memtable;
 use crate::operator::{MergeOperator, built_in};
 use crate::options::{Limits, Options, Recovery};
 use crate::record::RecordKind;
@@ -712,7 +712,7 @@ impl<'a> Recovering<'a> {
         let mut commit = pipeline.lock();
         let keyspaces = std::mem::take(&mut self.keyspaces);
         let trees = keyspaces.into_values().map(|keyspace| {
-            let active = Arc::new(Memtable::new(&self.resources.arenas));
+            let active = fresh_memtable(&keyspace.facts.name, &self.resources.arenas);
             let slot = commit.add_slot(active.clone());
             let version = Arc::new(keyspace.version);
             let view = View { active, frozen: Vec::new(), version };

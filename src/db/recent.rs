@@ -6,45 +6,47 @@
 //! bits of a token:
 //!
 //! ```text
-//! token --hash--> line of 512 bits --hash--> 6 of its bits; all set: perhaps, else: never
+//! token --hash--> line of 512 bits, half of it for each generation
+//!                   --hash--> 3 bits in each of 2 of the 4 words of a half; all set: perhaps, else: never
 //! ```
 //!
 //! 1. Every token with a number above [`Noting::since`] is in the filter, before its commit takes a
 //!    place. So of a token that it does not know, there is no entry above that number.
-//! 2. There are two generations. When the newer one is full the older one is forgotten, and `since`
+//! 2. There are two generations, side by side in each line, so that both are one miss. When the newer one is full the older one is forgotten, and `since`
 //!    becomes the number up to which the newer one does not know all.
 //! 3. Commits hold a read lock from before they are noted until they are published, and generations
 //!    are changed under the write lock, so the tokens of a generation that is forgotten are all up to
 //!    the number that was visible when the next one was begun. Nobody waits for the write lock: it is
 //!    only tried.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::key::SeqNo;
+use crate::memtable::Words;
+use crate::table::filter::prefetch;
 
-/// With 6 bits of 16 a token, and tokens spread unevenly over lines, 1 of 500 is taken for known.
+/// With 6 bits of 16 a token, 1 of 500 is taken for known. In two words, not anywhere in the line: a
+/// token is noted by two atomic operations.
 const BITS_PER_TOKEN: usize = 16;
-const BITS_SET: u32 = 6;
-const LINE_WORDS: usize = 8;
-
 /// A line of the processor's cache.
-#[repr(align(64))]
-#[derive(Default)]
-struct Line([AtomicU64; LINE_WORDS]);
+const LINE_WORDS: usize = 8;
+/// Words of a line that each of the generations has.
+const HALF_WORDS: usize = LINE_WORDS / 2;
 
 /// See the module's comment.
 pub(crate) struct Recent {
+    words: Words,
     generations: RwLock<Generations>,
-    line_count: usize,
     /// Tokens in the newer generation.
     count: AtomicU64,
 }
 
 struct Generations {
-    older: Box<[Line]>,
-    newer: Box<[Line]>,
+    /// Which half of the lines is the newer one.
+    newer: usize,
     /// Every token above this number is in one of them.
     since: SeqNo,
     /// Every token above this number is in the newer one.
@@ -52,35 +54,39 @@ struct Generations {
 }
 
 /// The filter as long as a commit is under way.
-pub(crate) struct Noting<'a>(RwLockReadGuard<'a, Generations>);
+pub(crate) struct Noting<'a> {
+    words: &'a Words,
+    generations: RwLockReadGuard<'a, Generations>,
+}
 
 impl Recent {
     /// A filter of about so many bytes, for tokens above `since`.
     pub fn new(bytes: usize, since: SeqNo) -> Recent {
-        let line_count = (bytes / 2 / size_of::<Line>()).max(1);
-        let generations = Generations {
-            older: lines(line_count),
-            newer: lines(line_count),
-            since,
-            newer_since: since,
-        };
-        Recent { generations: RwLock::new(generations), line_count, count: AtomicU64::new(0) }
+        let words = Words::new((bytes / size_of::<[u64; LINE_WORDS]>()).max(1) * LINE_WORDS);
+        let generations = Generations { newer: 0, since, newer_since: since };
+        Recent { words, generations: RwLock::new(generations), count: AtomicU64::new(0) }
     }
 
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
-        2 * self.line_count * size_of::<Line>()
+        size_of_val(&*self.words)
+    }
+
+    /// Begins to load what will be looked at for a token of this hash.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(&self.words, line(&self.words, hash).start);
     }
 
     /// Begins to note a token. Keep it until the commit is published, or has failed.
     pub fn noting(&self) -> Noting<'_> {
-        Noting(self.generations.read())
+        Noting { words: &self.words, generations: self.generations.read() }
     }
 
     /// Notes that one more token is in, and forgets the oldest if there are too many; `visible` is a
     /// number that no token of a commit that begins from now on has.
     pub fn noted(&self, visible: impl FnOnce() -> SeqNo) {
-        let capacity = (self.line_count * LINE_WORDS * 64 / BITS_PER_TOKEN) as u64;
+        let capacity = (self.words.len() / 2 * 64 / BITS_PER_TOKEN) as u64;
         if self.count.fetch_add(1, Ordering::Relaxed) < capacity {
             return;
         }
@@ -89,54 +95,58 @@ impl Recent {
             return;
         }
         self.count.store(0, Ordering::Relaxed);
-        let Generations { older, newer, since, newer_since } = &mut *generations;
-        std::mem::swap(older, newer);
-        newer.iter_mut().flat_map(|line| &mut line.0).for_each(|word| *word.get_mut() = 0);
+        let Generations { newer, since, newer_since } = &mut *generations;
+        *newer = 1 - *newer;
+        let halves = self.words.chunks(HALF_WORDS).skip(*newer).step_by(2);
+        halves.flatten().for_each(|word| word.store(0, Ordering::Relaxed));
         *since = *newer_since;
         *newer_since = visible();
     }
 }
 
-fn lines(count: usize) -> Box<[Line]> {
-    (0..count).map(|_| Line::default()).collect()
-}
-
 impl Noting<'_> {
     /// Every token above this number is known.
     pub fn since(&self) -> SeqNo {
-        self.0.since
+        self.generations.since
     }
 
     /// False if there surely is no token of this hash above [`Noting::since`]. Load the number up to
     /// which that is asked for before this.
     pub fn may_know(&self, hash: u64) -> bool {
-        let has_all = |generation: &[Line]| {
-            let line = &generation[line(hash, generation.len())];
-            bits(hash).all(|(word, bit)| line.0[word].load(Ordering::Acquire) & bit != 0)
+        let line = &self.words[line(self.words, hash)];
+        let (older, newer) = line.split_at(HALF_WORDS);
+        let has = |half: &[AtomicU64]| {
+            let has =
+                |(word, bits): (usize, u64)| half[word].load(Ordering::Acquire) & bits == bits;
+            bits(hash).into_iter().all(has)
         };
-        has_all(&self.0.newer) || has_all(&self.0.older)
+        has(older) || has(newer)
     }
 
     /// Notes a token, before its commit takes a place.
     pub fn note(&self, hash: u64) {
-        let line = &self.0.newer[line(hash, self.0.newer.len())];
-        for (word, bit) in bits(hash) {
-            line.0[word].fetch_or(bit, Ordering::AcqRel);
+        let line = &self.words[line(self.words, hash)];
+        let half = &line[self.generations.newer * HALF_WORDS..][..HALF_WORDS];
+        for (word, bits) in bits(hash) {
+            half[word].fetch_or(bits, Ordering::AcqRel);
         }
     }
 }
 
-/// By the upper half of the hash.
-fn line(hash: u64, count: usize) -> usize {
-    ((u128::from(hash) * count as u128) >> 64) as usize
+/// The line of a token, by the upper half of its hash.
+fn line(words: &[AtomicU64], hash: u64) -> Range<usize> {
+    let count = words.len() / LINE_WORDS;
+    let index = ((u128::from(hash) * count as u128) >> 64) as usize;
+    index * LINE_WORDS..(index + 1) * LINE_WORDS
 }
 
-/// By the lower 54 bits, 9 for each.
-fn bits(hash: u64) -> impl Iterator<Item = (usize, u64)> {
-    (0..BITS_SET).map(move |index| {
-        let bit = (hash >> (9 * index)) & 511;
-        ((bit >> 6) as usize, 1 << (bit & 63))
-    })
+/// Words of half a line and bits of them, by the lower 38 bits of the hash: one of the first two words and
+/// one of the others, and 6 bits for each of its three.
+fn bits(hash: u64) -> [(usize, u64); 2] {
+    let bit = |shift: u32| 1 << (hash >> shift & 63);
+    let first = (hash >> 36 & 1) as usize;
+    let second = HALF_WORDS / 2 + (hash >> 37 & 1) as usize;
+    [(first, bit(0) | bit(6) | bit(12)), (second, bit(18) | bit(24) | bit(30))]
 }
 
 #[cfg(test)]

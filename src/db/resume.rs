@@ -28,12 +28,12 @@ use std::sync::atomic::Ordering;
 use crate::compaction::picker::flush_cuts;
 use crate::db::crew::Aside;
 use crate::db::engine::Engine;
+use crate::db::once::fresh_memtable;
 use crate::error::{DegradedCause, Result};
 use crate::file::{FileKind, FileNumber, Lsn};
 use crate::flush::flush;
 use crate::key::SeqNo;
 use crate::manifest::edit::{Edit, TableAdded};
-use crate::memtable::Memtable;
 use crate::table::Table;
 use crate::tree::{Tree, View};
 use crate::version::Added;
@@ -162,7 +162,7 @@ impl Engine {
             let mut commit = self.pipeline.lock();
             let view = tree.view_arc();
             let version = self.apply(&view.version, added, &[])?;
-            let active = Arc::new(Memtable::new(&self.pool));
+            let active = fresh_memtable(&tree.name, &self.pool);
             commit.replace_active(tree.slot, active.clone());
             tree.replace_view(View { active, frozen: Vec::new(), version });
         }

@@ -142,9 +142,9 @@ struct Chunk {
     memory: Memory,
 }
 
-/// What a claim of `bytes` adds to `Chunk::cut`.
-fn claim(bytes: usize) -> u64 {
-    1 << 32 | bytes as u64
+/// What a claim of `bytes` for so many entries adds to `Chunk::cut`.
+fn claim(bytes: usize, entries: u64) -> u64 {
+    entries << 32 | bytes as u64
 }
 
 /// Bump-allocated entries of one memtable, freed together when the arena is dropped.
@@ -202,7 +202,7 @@ impl Arena {
     pub fn write(&self, key: &[u8], kind: EntryKind, value: &[u8]) -> Entry {
         assert!(key.len() <= KEY_BYTES_MAX && value.len() <= VALUE_BYTES_MAX);
         let bytes = ENTRY_HEADER_BYTES + key.len() + value.len();
-        let start = self.allocate(bytes.next_multiple_of(ENTRY_ALIGN));
+        let start = self.allocate(bytes.next_multiple_of(ENTRY_ALIGN), 1);
         let header = u64::from(kind as u8) << 56 | (key.len() as u64) << 32 | value.len() as u64;
         // SAFETY: `allocate` gave `bytes` bytes at this 8-aligned address to nobody else.
         unsafe { start.cast::<u64>().write(header) };
@@ -221,9 +221,16 @@ impl Arena {
         Entry(start)
     }
 
-    /// `bytes` bytes, 8-aligned, that nobody else has.
+    /// Room of `bytes` bytes, a multiple of 8 and at most a quarter of a chunk, for something else than
+    /// an entry; 8-aligned.
+    pub fn room(&self, bytes: usize) -> NonNull<u8> {
+        assert!(bytes <= self.pool.chunk_bytes / 4);
+        self.allocate(bytes, 0)
+    }
+
+    /// `bytes` bytes, 8-aligned, that nobody else has, for one entry or none.
     #[inline]
-    fn allocate(&self, bytes: usize) -> NonNull<u8> {
+    fn allocate(&self, bytes: usize, entries: u64) -> NonNull<u8> {
         // A quarter, so that closing a chunk early wastes no more than that of it.
         if bytes > self.pool.chunk_bytes / 4 {
             return self.allocate_large(bytes);
@@ -233,7 +240,7 @@ impl Arena {
             // SAFETY: null, or a boxed chunk that lives until the arena is dropped; `&self`
             // holds that off.
             if let Some(chunk) = unsafe { current.as_ref() }
-                && let Some(start) = chunk.cut(bytes)
+                && let Some(start) = chunk.cut(bytes, entries)
             {
                 return start;
             }
@@ -274,14 +281,14 @@ impl Arena {
 
 impl Chunk {
     #[inline]
-    fn cut(&self, bytes: usize) -> Option<NonNull<u8>> {
+    fn cut(&self, bytes: usize, entries: u64) -> Option<NonNull<u8>> {
         debug_assert!(bytes.is_multiple_of(ENTRY_ALIGN));
-        let before = self.cut.fetch_add(claim(bytes), Ordering::Relaxed);
+        let before = self.cut.fetch_add(claim(bytes, entries), Ordering::Relaxed);
         let offset = before as u32 as usize;
         if offset + bytes > self.memory.bytes() {
             // So the low half exceeds the chunk by at most one claim per thread, each of at most
             // a quarter of a chunk: it would take a thousand threads to reach 4 GiB.
-            self.cut.fetch_sub(claim(bytes), Ordering::Relaxed);
+            self.cut.fetch_sub(claim(bytes, entries), Ordering::Relaxed);
             return None;
         }
         // SAFETY: `offset + bytes` is within the chunk's memory, checked above.

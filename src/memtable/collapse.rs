@@ -87,8 +87,13 @@ impl Collapsing<'_> {
         let (newer, settled) = versions.split_at(seen);
         newer.iter().for_each(|slot| self.kept.push(*slot, tag));
         let Some((newest, older)) = settled.split_first() else { return };
+        if older.is_empty() {
+            // Whatever it is, it stays: to ask would be a cache miss.
+            self.kept.push(*newest, tag);
+            return;
+        }
         match newest.kind() {
-            EntryKind::Delete if whole && !older.is_empty() => {
+            EntryKind::Delete if whole => {
                 let key = newest.key();
                 if self.around.lies_below(self.memtable, key, hash(key)) {
                     self.kept.push(*newest, tag);

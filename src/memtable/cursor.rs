@@ -4,7 +4,8 @@
 //! replaced leaf alive; it copies the slots it will stand on next into a *window*, in order, and
 //! reads the entries in the arena. A window is complete between two positions, and the next one
 //! begins exactly where it ends, so every entry is shown once, however leaves are split meanwhile.
-//! Windows start small, so that a seek copies little, and grow to whole leaves.
+//! Windows start small, so that a seek copies little, and grow to whole leaves. Of a pile they are taken
+//! from a sorted copy that was made at the seek.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::error::Result;
 use crate::key::{EntryKind, SeqNo};
 use crate::memtable::Memtable;
 use crate::memtable::leaf::Slot;
+use crate::memtable::pile::{Pile, Sorted};
 use crate::memtable::position::Position;
 
 /// How many sorted slots the first window after a seek takes.
@@ -31,6 +33,8 @@ const PREFETCH_AHEAD: usize = 6;
 #[derive(Debug)]
 pub(crate) struct MemtableCursor {
     memtable: Arc<Memtable>,
+    /// Of a pile: everything in it, in order, since the last seek.
+    sorted: Option<Arc<Sorted>>,
     /// Slots in order; all that were there between `covered.start` and `covered.end`.
     window: Vec<Slot>,
     covered: Range<Position<'static>>,
@@ -44,11 +48,18 @@ impl MemtableCursor {
     pub(super) fn new(memtable: Arc<Memtable>) -> MemtableCursor {
         MemtableCursor {
             memtable,
+            sorted: None,
             window: Vec::new(),
             covered: Position::START..Position::START,
             index: 0,
             window_slots: FIRST_WINDOW_SLOTS,
         }
+    }
+
+    /// Begins a seek.
+    fn begin(&mut self) {
+        self.window_slots = FIRST_WINDOW_SLOTS;
+        self.sorted = self.memtable.pile.as_ref().map(Pile::sorted);
     }
 
     /// Stands on the first entry at or after `from`.
@@ -58,8 +69,11 @@ impl MemtableCursor {
         self.index = 0;
         self.window.clear();
         while from != Position::END {
-            let leaf = self.memtable.leaf_at(&from, guard);
-            let upper = leaf.read_forward(&from, self.window_slots, &mut self.window);
+            let (count, window) = (self.window_slots, &mut self.window);
+            let upper = match &self.sorted {
+                Some(sorted) => sorted.read_forward(&from, count, window),
+                None => self.memtable.leaf_at(&from, guard).read_forward(&from, count, window),
+            };
             if let Some(first) = self.window.first() {
                 self.covered = first.position()..upper;
                 break;
@@ -76,8 +90,14 @@ impl MemtableCursor {
         let mut before = *before;
         self.window.clear();
         while before != Position::START {
-            let (lower, leaf) = self.memtable.leaf_before(&before, guard);
-            let lower = leaf.read_backward(lower, &before, self.window_slots, &mut self.window);
+            let (count, window) = (self.window_slots, &mut self.window);
+            let lower = match &self.sorted {
+                Some(sorted) => sorted.read_backward(&before, count, window),
+                None => {
+                    let (lower, leaf) = self.memtable.leaf_before(&before, guard);
+                    leaf.read_backward(lower, &before, count, window)
+                }
+            };
             if let Some(last) = self.window.last() {
                 self.covered = lower..last.position().successor();
                 break;
@@ -101,25 +121,25 @@ impl Cursor for MemtableCursor {
     }
 
     fn seek_to_first(&mut self) -> Result<()> {
-        self.window_slots = FIRST_WINDOW_SLOTS;
+        self.begin();
         self.enter_forward(&Position::START);
         Ok(())
     }
 
     fn seek_to_last(&mut self) -> Result<()> {
-        self.window_slots = FIRST_WINDOW_SLOTS;
+        self.begin();
         self.enter_backward(&Position::END);
         Ok(())
     }
 
     fn seek(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
-        self.window_slots = FIRST_WINDOW_SLOTS;
+        self.begin();
         self.enter_forward(&Position::new(key, seqno));
         Ok(())
     }
 
     fn seek_before(&mut self, key: &[u8], seqno: SeqNo) -> Result<()> {
-        self.window_slots = FIRST_WINDOW_SLOTS;
+        self.begin();
         self.enter_backward(&Position::new(key, seqno));
         Ok(())
     }

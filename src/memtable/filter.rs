@@ -11,16 +11,12 @@
 //! Parts are memory of the arenas' kind: glibc, seeing half a mebibyte come and go, would keep on the
 //! heap whatever is smaller from then on.
 
-#![expect(unsafe_code, reason = "words lie in raw memory")]
-
-use std::ops::Deref;
-use std::slice;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::memtable::memory::Memory;
+use crate::memtable::memory::Words;
 
 /// Bytes of entries for each byte of a part: 8 bits for an entry of 128 bytes.
 const ENTRY_BYTES_PER_BYTE: usize = 128;
@@ -31,38 +27,6 @@ const WORDS_MIN: usize = 8;
 /// Large parts that are kept for reuse: zeroing them anew costs less than fresh pages.
 const KEPT_MAX: usize = 4;
 
-/// Bits of keys, in words that a key is assigned to by its hash.
-#[derive(Debug)]
-struct Part(Memory);
-
-// SAFETY: all there is to share are atomic words.
-unsafe impl Sync for Part {}
-
-impl Part {
-    fn new(words: usize) -> Part {
-        let mut part = Part(Memory::new(words * size_of::<u64>()));
-        part.clear();
-        part
-    }
-
-    fn clear(&mut self) {
-        // SAFETY: all of the memory, which nobody else uses.
-        unsafe { self.0.start().write_bytes(0, self.0.bytes()) };
-    }
-}
-
-impl Deref for Part {
-    type Target = [AtomicU64];
-
-    #[inline]
-    fn deref(&self) -> &[AtomicU64] {
-        let words = self.0.start().cast::<AtomicU64>();
-        // SAFETY: memory is aligned to cache lines, it was written as a whole, and it is only used as
-        // these words.
-        unsafe { slice::from_raw_parts(words.as_ptr(), self.0.bytes() / size_of::<u64>()) }
-    }
-}
-
 /// How large filters are, and large parts that none uses at the moment.
 #[derive(Debug)]
 pub(super) struct FilterPool {
@@ -70,7 +34,7 @@ pub(super) struct FilterPool {
     large_words: usize,
     /// Large parts that there are, used and free.
     large_count: AtomicUsize,
-    free: Mutex<Vec<Part>>,
+    free: Mutex<Vec<Words>>,
 }
 
 impl FilterPool {
@@ -90,15 +54,15 @@ impl FilterPool {
         self.large_count.load(Ordering::Relaxed) * self.large_words * size_of::<u64>()
     }
 
-    fn take(&self) -> Part {
+    fn take(&self) -> Words {
         let kept = self.free.lock().pop();
         kept.unwrap_or_else(|| {
             self.large_count.fetch_add(1, Ordering::Relaxed);
-            Part::new(self.large_words)
+            Words::new(self.large_words)
         })
     }
 
-    fn put(&self, mut part: Part) {
+    fn put(&self, mut part: Words) {
         part.clear();
         let mut free = self.free.lock();
         if free.len() < KEPT_MAX {
@@ -113,15 +77,15 @@ impl FilterPool {
 #[derive(Debug)]
 pub(super) struct Filter {
     pool: Arc<FilterPool>,
-    small: Part,
-    large: OnceLock<Part>,
+    small: Words,
+    large: OnceLock<Words>,
 }
 
 impl Filter {
     pub fn new(pool: &Arc<FilterPool>) -> Filter {
         Filter {
             pool: Arc::clone(pool),
-            small: Part::new(pool.small_words),
+            small: Words::new(pool.small_words),
             large: OnceLock::new(),
         }
     }
@@ -148,7 +112,7 @@ impl Filter {
     #[inline]
     pub fn may_have(&self, hash: u64) -> bool {
         let bits = bits(hash);
-        let has = |part: &Part| word(part, hash).load(Ordering::Relaxed) & bits == bits;
+        let has = |part: &Words| word(part, hash).load(Ordering::Relaxed) & bits == bits;
         self.large.get().is_some_and(has) || has(&self.small)
     }
 
@@ -170,7 +134,7 @@ impl Drop for Filter {
 
 /// The word of a hash, by its low half.
 #[inline]
-fn word(part: &Part, hash: u64) -> &AtomicU64 {
+fn word(part: &Words, hash: u64) -> &AtomicU64 {
     let index = (u64::from(hash as u32) * part.len() as u64) >> 32;
     &part[index as usize]
 }

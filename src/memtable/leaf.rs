@@ -535,7 +535,8 @@ impl<'g> LeafRef<'g> {
             }
         }
         let found = &mut found[..found_count];
-        // Of one key, so the ranks decide.
+        // Of one key, so the ranks decide; most often the oldest came first.
+        found.reverse();
         found.sort_unstable_by_key(|&index| tail[usize::from(index)].rank);
         let mut found = found.iter().map(|&index| &tail[usize::from(index)]).peekable();
 

@@ -6,7 +6,10 @@
 #![expect(unsafe_code, reason = "it is raw memory, for those who lay things out in it themselves")]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ops::Deref;
 use std::ptr::NonNull;
+use std::slice;
+use std::sync::atomic::AtomicU64;
 
 use memmap2::MmapMut;
 
@@ -84,5 +87,38 @@ impl Drop for Memory {
             // SAFETY: `start` came from `alloc` with this layout, and is freed only here.
             unsafe { dealloc(self.start.as_ptr(), self.layout) }
         }
+    }
+}
+
+/// Words that threads share.
+#[derive(Debug)]
+pub(crate) struct Words(Memory);
+
+// SAFETY: all there is to share are atomic words.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// So many zeros.
+    pub fn new(count: usize) -> Words {
+        let mut words = Words(Memory::new(count * size_of::<u64>()));
+        words.clear();
+        words
+    }
+
+    pub fn clear(&mut self) {
+        // SAFETY: all of the memory, which nobody else uses.
+        unsafe { self.0.start().write_bytes(0, self.0.bytes()) };
+    }
+}
+
+impl Deref for Words {
+    type Target = [AtomicU64];
+
+    #[inline]
+    fn deref(&self) -> &[AtomicU64] {
+        let words = self.0.start().cast::<AtomicU64>();
+        // SAFETY: memory is aligned to cache lines, it was written as a whole, and it is only used as
+        // these words.
+        unsafe { slice::from_raw_parts(words.as_ptr(), self.0.bytes() / size_of::<u64>()) }
     }
 }

@@ -1,4 +1,4 @@
-//! The sorted, concurrent buffer of recent writes: a skiplist over leaves of entries.
+//! The sorted, concurrent buffer of recent writes: a skiplist over leaves of entries, or a pile of them.
 //!
 //! - `position`: where an entry stands in the order, compared without following pointers.
 //! - `memory`: pieces of raw memory, from the allocator or from the kernel.
@@ -8,6 +8,7 @@
 //! - `filter`: tells of most keys that they are not here.
 //! - `collapse`: what a leaf that is sorted anew may leave out.
 //! - `cursor`: walks the leaves.
+//! - `pile`: entries in the order they came, instead of leaves, where hardly anything is looked for.
 //!
 //! A skiplist with a node per entry is bound by cache misses: one per comparison, 2 to 3 µs per
 //! insert into a million entries. Here crossbeam's skiplist is only the index: it has a node per
@@ -64,6 +65,7 @@ mod cursor;
 mod filter;
 mod leaf;
 mod memory;
+mod pile;
 mod position;
 #[cfg(test)]
 mod tests;
@@ -81,6 +83,7 @@ use parking_lot::lock_api::{self, RawMutex as _};
 
 pub(crate) use crate::memtable::arena::ArenaPool;
 pub(crate) use crate::memtable::cursor::MemtableCursor;
+pub(crate) use crate::memtable::memory::Words;
 
 use crate::cursor::ValueRef;
 use crate::key::{EntryKind, SeqNo, hash};
@@ -88,6 +91,7 @@ use crate::memtable::arena::{Arena, prefetch};
 use crate::memtable::blocks::Blocks;
 use crate::memtable::filter::Filter;
 use crate::memtable::leaf::{Header, LeafRef, OwnedLeaf, Run, Slot, TAIL_SLOTS_MAX};
+use crate::memtable::pile::Pile;
 use crate::memtable::position::Position;
 use crate::operator::Quick;
 
@@ -116,6 +120,13 @@ impl Shape {
 /// occasion.
 const MERGE_FRACTION: usize = 4;
 
+/// A leaf that is made anew has room for so many more slots at least: of a key that is written again and
+/// again all but one are collapsed each time.
+const ROOM_MIN: usize = 16;
+
+/// A pile has so many blocks for the slots of a leaf.
+const LEAF_BLOCKS: usize = 16;
+
 /// What a memtable is told of the world in order to collapse versions.
 pub(crate) trait Surroundings {
     /// A number below which nobody reads now or later; every commit up to it is in the memtable.
@@ -142,6 +153,8 @@ pub(crate) struct Memtable {
     index: SkipList<Lower, Node>,
     arena: Arena,
     filter: Filter,
+    /// What has the entries instead of leaves and filter, if it is a pile.
+    pile: Option<Pile>,
     shape: Shape,
     /// Where leaves lie once there are enough of them.
     blocks: Arc<Blocks>,
@@ -175,15 +188,17 @@ pub(crate) struct Found<'g, 'k> {
     key: &'k [u8],
     hash: u64,
     position: Position<'k>,
-    lower: &'g Position<'static>,
-    node: &'g Node,
+    /// The lower fence, and the node; `None` in a pile.
+    node: Option<(&'g Position<'static>, &'g Node)>,
 }
 
 impl Found<'_, '_> {
     /// Begins to load the place in the leaf, which [`Memtable::find`] has begun to load.
     #[inline]
     pub fn prefetch(&self, guard: &Guard) {
-        self.node.leaf(guard).prefetch_room();
+        if let Some((_, node)) = self.node {
+            node.leaf(guard).prefetch_room();
+        }
     }
 }
 
@@ -207,13 +222,22 @@ impl Memtable {
         Memtable::with_shape(pool, Shape::of(pool.leaf_slots()))
     }
 
+    /// An empty memtable in the form of a pile: entries are added at a fraction of the cost, a lookup takes
+    /// a microsecond, and the first scan after an insertion sorts all of it.
+    pub fn piled(pool: &Arc<ArenaPool>) -> Memtable {
+        let pile = Pile::new((pool.leaf_slots() / LEAF_BLOCKS).max(1));
+        Memtable { pile: Some(pile), ..Memtable::new(pool) }
+    }
+
     fn with_shape(pool: &Arc<ArenaPool>, shape: Shape) -> Memtable {
         assert!(shape.slots_max >= 2 && (1..=TAIL_SLOTS_MAX).contains(&shape.tail_max));
         let index = SkipList::new(epoch::default_collector().clone());
         let (arena, filter) = (Arena::new(pool), Filter::new(pool.filters()));
         let (leaves_bytes, tombstones) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let blocks = Blocks::new(pool);
-        let memtable = Memtable { index, arena, filter, shape, blocks, leaves_bytes, tombstones };
+        let pile = None;
+        let memtable =
+            Memtable { index, arena, filter, pile, shape, blocks, leaves_bytes, tombstones };
         let room = shape.slots_max.min(8);
         let first = memtable.make_leaf(&Run::default(), 0..0, room, Position::END, SeqNo::ZERO);
         memtable.add_node(Lower(Position::START), Node::new(memtable.count(first)), &epoch::pin());
@@ -250,11 +274,14 @@ impl Memtable {
     pub fn find<'g, 'k>(&'g self, key: &'k [u8], seqno: SeqNo, guard: &'g Guard) -> Found<'g, 'k> {
         let hash = hash(key);
         let position = Position::new(key, seqno);
+        if self.pile.is_some() {
+            return Found { key, hash, position, node: None };
+        }
         let (lower, node) = self.node_at(&position, guard);
         // They are rarely in the cache, and arrive while other things are being done.
         node.leaf(guard).prefetch_header();
         prefetch(self.filter.place(hash));
-        Found { key, hash, position, lower, node }
+        Found { key, hash, position, node: Some((lower, node)) }
     }
 
     /// As `insert_within`, of the entry that was looked up, with the guard of then.
@@ -269,7 +296,12 @@ impl Memtable {
         if kind == EntryKind::Delete {
             self.tombstones.fetch_add(1, Ordering::Relaxed);
         }
-        let Found { key, hash, position, mut lower, mut node } = found;
+        let Found { key, hash, position, node } = found;
+        let Some((mut lower, mut node)) = node else {
+            let pile = self.pile.as_ref().expect("nothing else has no nodes");
+            let entry = self.arena.write(key, kind, value);
+            return pile.push(hash, position::seqno(position.rank), entry, &self.arena);
+        };
         let slot = self.write(&position, key, kind, value);
         self.filter.add(hash, self.arena.held_bytes());
         race(RacePoint::Found);
@@ -302,13 +334,17 @@ impl Memtable {
         F: FnMut(SeqNo, EntryKind, ValueRef<'_>) -> ControlFlow<()>,
     {
         debug_assert_eq!(hash, crate::key::hash(key));
-        if !self.filter.may_have(hash) {
-            return ControlFlow::Continue(());
-        }
         let target = Position::new(key, snapshot);
         let mut visit = |slot: &Slot| {
             f(slot.seqno(), slot.kind(), ValueRef { bytes: slot.value(), owner: None })
         };
+        if let Some(pile) = &self.pile {
+            let visited = pile.versions(&target, hash).iter().try_for_each(visit);
+            return visited.map_break(|()| Stopped::Enough);
+        }
+        if !self.filter.may_have(hash) {
+            return ControlFlow::Continue(());
+        }
         let guard = &epoch::pin();
         let mut from = target;
         loop {
@@ -343,14 +379,18 @@ impl Memtable {
     /// How large it is: entries, leaves and an estimate of the index. The filter, less than a hundredth
     /// of that, counts in its pool.
     pub fn bytes(&self) -> usize {
-        self.arena.held_bytes() + self.leaves_bytes.load(Ordering::Relaxed)
+        self.arena.held_bytes() + self.leaves_bytes.load(Ordering::Relaxed) + self.pile_bytes()
+    }
+
+    fn pile_bytes(&self) -> usize {
+        self.pile.as_ref().map_or(0, Pile::bytes)
     }
 
     /// Bytes of memory held, those of free blocks included: of uniform keys all leaves grow at once, and
     /// what they lay in before is free until they are split.
     pub fn held_bytes(&self) -> usize {
         let leaves_bytes = self.leaves_bytes.load(Ordering::Relaxed);
-        self.arena.held_bytes() + leaves_bytes.max(self.blocks.held_bytes())
+        self.arena.held_bytes() + leaves_bytes.max(self.blocks.held_bytes()) + self.pile_bytes()
     }
 
     /// How many entries were added, versions counted singly.
@@ -475,7 +515,7 @@ impl Memtable {
 
     /// The capacity of a leaf that has `len` slots when it is made.
     fn room(&self, len: usize) -> usize {
-        len + (len / 2).clamp(1, self.shape.tail_max)
+        len + (len / 2).clamp(ROOM_MIN.min(self.shape.tail_max), self.shape.tail_max)
     }
 
     /// Puts `run`, what a locked node shall hold, into the node on its left, if that is not locked

@@ -26,6 +26,11 @@ fn memtable(shape: Shape) -> Arc<Memtable> {
     Arc::new(Memtable::with_shape(&ArenaPool::new(64 << 10, 1 << 20, 256, 64 << 10), shape))
 }
 
+/// In the form of a pile, with some blocks to each shard.
+fn pile() -> Arc<Memtable> {
+    Arc::new(Memtable::piled(&ArenaPool::new(64 << 10, 1 << 20, 32, 64 << 10)))
+}
+
 /// Keys that share prefixes on both sides of the 16-byte head, with zeros in and around it.
 fn random_key(rng: &mut fastrand::Rng) -> Vec<u8> {
     match rng.u8(..10) {
@@ -156,11 +161,11 @@ fn check_scans(memtable: &Arc<Memtable>, model: &Model) {
 
 #[test]
 fn does_what_a_btreemap_does() {
-    for (round, shape) in SHAPES.iter().cycle().take(16).enumerate() {
+    let forms = || SHAPES.map(memtable).into_iter().chain([pile()]);
+    for (round, memtable) in (0..4).flat_map(|_| forms()).enumerate() {
         let seed = round as u64;
-        println!("seed {seed}, {shape:?}");
+        println!("seed {seed}, {:?}, {}", memtable.shape, memtable.pile.is_some());
         let mut rng = fastrand::Rng::with_seed(seed);
-        let memtable = memtable(*shape);
         let mut model = Model::new();
         check_scans(&memtable, &model);
         let mut standing = memtable.cursor();
@@ -188,9 +193,9 @@ fn does_what_a_btreemap_does() {
 
 #[test]
 fn versions_of_one_key_span_leaves() {
-    for shape in SHAPES {
+    for form in 0..=SHAPES.len() {
         for key in [&b"hot"[..], b"", b"sixteen bytes!!!", b"a key of more than sixteen bytes"] {
-            let memtable = memtable(shape);
+            let memtable = SHAPES.get(form).map_or_else(pile, |shape| memtable(*shape));
             let mut rng = fastrand::Rng::with_seed(3);
             let mut seqnos: Vec<u64> = (0..1500).collect();
             rng.shuffle(&mut seqnos);
@@ -248,15 +253,42 @@ fn an_empty_memtable_is_small_and_empty() {
 
 #[test]
 fn a_callback_may_call_back() {
-    let memtable = memtable(SHAPES[0]);
-    memtable.insert(b"k", SeqNo(1), EntryKind::Put, b"1");
-    let _ = memtable.visit(b"k", hash(b"k"), SeqNo(1), &mut |_, _, value| {
-        for seqno in 2..50 {
-            memtable.insert(b"k", SeqNo(seqno), EntryKind::Put, value.bytes);
-        }
-        ControlFlow::Continue(())
-    });
-    assert_eq!(visited(&memtable, b"k", 100).len(), 49);
+    for memtable in [memtable(SHAPES[0]), pile()] {
+        memtable.insert(b"k", SeqNo(1), EntryKind::Put, b"1");
+        let _ = memtable.visit(b"k", hash(b"k"), SeqNo(1), &mut |_, _, value| {
+            for seqno in 2..50 {
+                memtable.insert(b"k", SeqNo(seqno), EntryKind::Put, value.bytes);
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!(visited(&memtable, b"k", 100).len(), 49);
+    }
+}
+
+/// Bug: in a keyspace of one key that is written again and again nearly every write made a leaf anew. Cause:
+/// what was left after a collapse, one entry, got room for one more. Fix: there is room for sixteen.
+#[test]
+fn a_key_that_is_written_again_and_again_has_room() {
+    let memtable = memtable(SHAPES[3]);
+    for len in [0, 1, 5, 40, 256] {
+        let room = memtable.room(len) - len;
+        assert!((ROOM_MIN..=SHAPES[3].tail_max).contains(&room), "{room} beyond {len}");
+    }
+}
+
+/// A pile counts what it will need to be sorted, and nothing in it as an entry that is none.
+#[test]
+fn a_pile_counts_its_entries_and_all_the_memory_that_they_need() {
+    let pile = pile();
+    assert!(pile.is_empty() && pile.bytes() < 1024);
+    for number in 0..10_000u64 {
+        pile.insert(&number.to_be_bytes(), SeqNo(number), EntryKind::Put, b"");
+    }
+    pile.insert(b"gone", SeqNo(10_000), EntryKind::Delete, b"");
+    assert_eq!((pile.entries(), pile.tombstones()), (10_001, 1));
+    let least = 10_001 * (16 + 16 + size_of::<Slot>());
+    assert!((least..least * 5 / 4).contains(&pile.bytes()), "{} for {least}", pile.bytes());
+    assert_eq!(pile.held_bytes(), pile.bytes());
 }
 
 #[test]
@@ -551,8 +583,12 @@ impl Drop for FailedIfPanicking<'_> {
 }
 
 fn stress(shape: Shape, writers: usize, last: u64, key_of: fn(u64) -> Vec<u8>) {
+    stress_memtable(memtable(shape), writers, last, key_of);
+}
+
+fn stress_memtable(memtable: Arc<Memtable>, writers: usize, last: u64, key_of: fn(u64) -> Vec<u8>) {
     let commits = Commits {
-        memtable: memtable(shape),
+        memtable,
         next: AtomicU64::new(1),
         published: AtomicU64::new(0),
         done: AtomicBool::new(false),
@@ -601,4 +637,11 @@ fn readers_see_what_was_published_of_ordered_keys() {
         stress(shape, 3, 3000, |seqno| seqno.to_be_bytes().to_vec());
         stress(shape, 3, 3000, |seqno| ((seqno % 3) << 32 | seqno).to_be_bytes().to_vec());
     }
+}
+
+#[test]
+fn readers_see_what_was_published_in_a_pile() {
+    stress_memtable(pile(), 3, 3000, |seqno| format!("{:016}", mixed(seqno)).into_bytes());
+    stress_memtable(pile(), 3, 3000, |seqno| vec![b'k'; (mixed(seqno) % 40) as usize]);
+    stress_memtable(pile(), 3, 3000, |seqno| seqno.to_be_bytes().to_vec());
 }

@@ -85,14 +85,32 @@ pub(crate) fn newest_with<R>(
     snapshot: SeqNo,
     found: impl FnOnce(SeqNo, EntryKind, &[u8]) -> R,
 ) -> Result<Option<R>> {
+    match try_newest_with(view, key, snapshot, found)? {
+        Answer::Value(newest) => Ok(newest),
+        Answer::Stale(_) => unreachable!("the number is registered"),
+    }
+}
+
+/// As [`newest_with`], for a number that is not registered.
+///
+/// # Errors
+/// As [`newest_with`].
+pub(crate) fn try_newest_with<R, F: FnOnce(SeqNo, EntryKind, &[u8]) -> R>(
+    view: &View,
+    key: &[u8],
+    snapshot: SeqNo,
+    found: F,
+) -> Result<Answer<R, F>> {
     let (mut found, mut outcome) = (Some(found), None);
     let mut step = |seqno: SeqNo, kind, value: ValueRef<'_>| {
         outcome = found.take().map(|found| found(seqno, kind, value.bytes));
         ControlFlow::Break(())
     };
     let seen = visit_versions(view, key, key::hash(key), snapshot, &mut step)?;
-    assert!(seen == Seen::All, "the number is registered");
-    Ok(outcome)
+    Ok(match (seen, found) {
+        (Seen::Stale, Some(found)) => Answer::Stale(found),
+        _ => Answer::Value(outcome),
+    })
 }
 
 /// A point read under way.

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use crate::runtime::Priority;
 
@@ -25,6 +27,18 @@ pub(crate) fn spawn(
         }
         f();
     })
+}
+
+/// The time of the kernel's last tick, of every 1 to 10 ms: reading it does not read the processor's
+/// counter. (Not by rustix, whose way to the clock ends a program that runs under valgrind.)
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "the standard library has no such clock")]
+pub(crate) fn coarse_clock() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the address is that of a timespec of our own.
+    let read = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    assert_eq!(read, 0, "every Linux has this clock");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 #[cfg(test)]

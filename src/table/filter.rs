@@ -229,22 +229,22 @@ impl FuseShape {
     }
 }
 
-/// Asks for the line of `bytes` that has byte `place`, if there is one.
+/// Asks for the line that `items` has the item at `place` in, or its beginning, if there is one.
 #[inline]
 #[cfg_attr(
     target_arch = "x86_64",
     expect(unsafe_code, reason = "independent misses cost 15 times less than dependent ones")
 )]
-pub(crate) fn prefetch(bytes: &[u8], place: usize) {
+pub(crate) fn prefetch<T>(items: &[T], place: usize) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(byte) = bytes.get(place) {
+    if let Some(item) = items.get(place) {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: SSE, which _mm_prefetch needs, is part of x86_64; the instruction reads nothing
         // and does not fault, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(byte).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, place);
+    let _ = (items, place);
 }
 
 #[cfg(test)]

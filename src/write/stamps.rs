@@ -22,6 +22,7 @@ use smallvec::SmallVec;
 
 use crate::batch::{Operations, Payload};
 use crate::key::{self, KeyspaceId, SeqNo};
+use crate::table::filter::prefetch;
 
 /// 64 KiB of stamps: they stay in the second-level cache, and at a million plain writes a second a
 /// look of 2 µs meets a stranger's stamp once in 4,000 times.
@@ -35,7 +36,13 @@ impl Stripe {
     /// The stripe of a key.
     #[inline]
     pub fn of(keyspace: KeyspaceId, key: &[u8]) -> Stripe {
-        let mixed = key::hash(key) ^ u64::from(keyspace.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Stripe::of_hash(keyspace, key::hash(key))
+    }
+
+    /// The stripe of a key with this hash.
+    #[inline]
+    pub fn of_hash(keyspace: KeyspaceId, hash: u64) -> Stripe {
+        let mixed = hash ^ u64::from(keyspace.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Stripe((mixed % STRIPE_COUNT as u64) as u16)
     }
 }
@@ -85,6 +92,12 @@ impl Stamps {
         let stripe =
             |operation: crate::batch::Operation<'_>| Stripe::of(operation.keyspace, operation.key);
         operations.map(|operation| stripe(operation.expect("encoded by ourselves"))).collect()
+    }
+
+    /// Begins to load the stamp of a stripe.
+    #[inline]
+    pub fn prefetch(&self, stripe: Stripe) {
+        prefetch(&self.stripes, usize::from(stripe.0));
     }
 
     /// True if nobody wrote what was read. Call it under the commit lock.

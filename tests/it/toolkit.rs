@@ -239,6 +239,28 @@ fn many_operands_become_one(queue: Option<&str>) {
     assert!(keys.iter().all(|key| number(counters.get(key).unwrap()) == 1));
 }
 
+/// What a thousand views a second of one article cost: on the clock of the stepper, ten seconds of them.
+#[test]
+fn a_thousand_operands_a_second_on_one_key_are_one_write_a_second() {
+    const SECONDS: u64 = 10;
+    let (db, runtime) = stepped(9);
+    let counters = counters(&db);
+    let views = Coalescer::new(&db, &counters, CoalescerOptions::default()).unwrap();
+    let (began, before) = (runtime.now(), db.stats().user_bytes);
+    for view in 0..SECONDS * 1000 {
+        views.add("article:42", 1).unwrap();
+        let due = began + Duration::from_millis(view + 1);
+        runtime.sleep(due.saturating_sub(runtime.now()));
+    }
+    let took = (runtime.now() - began).as_secs();
+    let bytes_each = ("article:42".len() + size_of::<i64>()) as u64;
+    let written = (db.stats().user_bytes - before) / bytes_each;
+    println!("{SECONDS},000 views within {took} s were {written} writes");
+    assert!((SECONDS - 2..=took + 1).contains(&written), "{written} writes in {took} s");
+    views.flush().unwrap();
+    assert_eq!(number(counters.get("article:42").unwrap()), 1000 * SECONDS as i64);
+}
+
 /// Joins operands with commas, and folds them too: a user's operator. Refuses "bad", panics at "panic".
 struct Commas;
 
