@@ -9,6 +9,7 @@ use esker::fs::sim::{Phase, SimFs};
 use esker::runtime::{Priority, Runtime, yield_point};
 use esker::{
     BreakerState, BusyCause, Db, DegradedCause, ErrorKind, Keyspace, KeyspaceOptions, Options,
+    ReadMode,
 };
 
 fn open(fs: &SimFs) -> Db {
@@ -141,7 +142,7 @@ fn nobody_waits_for_a_disk_with_a_leaf_locked() {
     db.close().unwrap();
     // Now no filter is loaded.
     let mut options = Options::tiny();
-    options.memory = 16 << 20;
+    (options.memory, options.read_mode) = (16 << 20, ReadMode::Pread);
     let db = Db::open_on(Arc::new(disk.clone()), Runtime::threads(), "/db", options).unwrap();
     let (reads, read) = std::sync::mpsc::channel();
     let (goes_on, go_on) = std::sync::mpsc::channel();
