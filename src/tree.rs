@@ -12,9 +12,10 @@ use arc_swap::{ArcSwap, Guard};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Lsn;
-use crate::key::{KeyspaceId, SeqNo};
+use crate::key::{self, KeyspaceId, SeqNo};
 use crate::memtable::Memtable;
 use crate::operator::MergeOperator;
+use crate::runtime::Mutex;
 use crate::version::{LEVEL_COUNT, Version};
 
 /// A memtable that takes no new commits.
@@ -62,6 +63,35 @@ pub(crate) struct Tree {
     pub traffic: [LevelTraffic; LEVEL_COUNT],
     /// What tombstones have cost scans.
     pub stepped: Stepped,
+    /// Whose filters a memtable has missed.
+    pub unread: Unread,
+}
+
+/// A key of which a memtable could not tell whether tables have it, since their filters were not loaded.
+/// Whoever has no lock loads them.
+#[derive(Default)]
+pub(crate) struct Unread {
+    is_some: AtomicBool,
+    key: Mutex<Option<Box<[u8]>>>,
+}
+
+impl Unread {
+    pub fn note(&self, key: &[u8]) {
+        if !self.is_some() {
+            *self.key.lock() = Some(key.into());
+            self.is_some.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    pub fn is_some(&self) -> bool {
+        self.is_some.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> Option<Box<[u8]>> {
+        self.is_some.store(false, Ordering::Relaxed);
+        self.key.lock().take()
+    }
 }
 
 /// Bytes that flushes and compactions moved, by the level they wrote to.
@@ -155,6 +185,15 @@ impl Tree {
             debt_bytes: AtomicU64::new(0),
             traffic: Default::default(),
             stepped: Stepped::default(),
+            unread: Unread::default(),
+        }
+    }
+
+    /// Loads the filters that a memtable has missed.
+    #[cold]
+    pub fn load_filters(&self) {
+        if let Some(key) = self.unread.take() {
+            self.view_arc().version.load_filters(&key, key::hash(&key));
         }
     }
 

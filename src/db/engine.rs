@@ -169,7 +169,11 @@ impl Surroundings for Around<'_> {
         let any = &mut |_: SeqNo, _: EntryKind, _: ValueRef<'_>| ControlFlow::Break(());
         let mut frozen = view.frozen.iter().map(|frozen| &frozen.memtable);
         frozen.any(|older| older.visit(key, hash, SeqNo::MAX, any).is_break())
-            || view.version.may_hold(key, hash)
+            || view.version.may_hold(key, hash).unwrap_or_else(|| {
+                // The leaf is locked: nobody waits for a disk here. The next time it is known.
+                self.tree.unread.note(key);
+                true
+            })
     }
 }
 
@@ -460,6 +464,7 @@ impl Engine {
             return Ok(None);
         };
         self.note_logged(place, record_bytes);
+        trees.iter().filter(|tree| tree.unread.is_some()).for_each(|tree| tree.load_filters());
         Ok(Some(place))
     }
 

@@ -168,6 +168,11 @@ impl Table {
         self.filter.get().unwrap_or_else(|| self.load_filter()).may_contain(hash)
     }
 
+    /// The filter, if it was asked before.
+    pub fn loaded_filter(&self) -> Option<&TableFilter> {
+        self.filter.get()
+    }
+
     #[cold]
     fn load_filter(&self) -> &TableFilter {
         let filter = self.read_filter(Source::Shared).ok().flatten().unwrap_or(TableFilter::None);

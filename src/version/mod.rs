@@ -284,9 +284,25 @@ impl Version<Table> {
         }
     }
 
-    /// May a table have a version of this key? By ranges and filters; reads no block.
-    pub(crate) fn may_hold(&self, key: &[u8], hash: u64) -> bool {
-        self.nonempty().any(|run| run.candidate(key).is_some_and(|table| table.may_contain(hash)))
+    /// May a table have a version of this key? By ranges and filters, of which it reads none from the
+    /// disk: `None` if one that is not loaded decides.
+    pub(crate) fn may_hold(&self, key: &[u8], hash: u64) -> Option<bool> {
+        let mut unread = false;
+        for table in self.nonempty().filter_map(|run| run.candidate(key)) {
+            match table.loaded_filter() {
+                Some(filter) if filter.may_contain(hash) => return Some(true),
+                Some(_) => {}
+                None => unread = true,
+            }
+        }
+        (!unread).then_some(false)
+    }
+
+    /// Loads the filters that decide whether a table may have a version of this key.
+    pub(crate) fn load_filters(&self, key: &[u8], hash: u64) {
+        for table in self.nonempty().filter_map(|run| run.candidate(key)) {
+            table.may_contain(hash);
+        }
     }
 
     /// The runs that have tables, newest entries first.

@@ -94,6 +94,19 @@ fn keys_and_values_out_of_bounds_are_refused() {
 }
 
 #[test]
+fn a_value_of_more_than_a_gibibyte_is_refused_whatever_the_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::builder(dir.path()).memory(8 << 30).open().unwrap();
+    // Zeros that nobody touches take no memory.
+    let too_large = vec![0; (1 << 30) + 1];
+    invalid(db.put("k", &too_large), "1073741825");
+    let mut batch = db.batch();
+    batch.put(&db, "k", &too_large[..1 << 20]).put(&db, "k", &too_large);
+    invalid(batch.commit(), "1073741825");
+    assert_eq!(db.get("k").unwrap(), None);
+}
+
+#[test]
 fn a_batch_over_its_limit_is_refused_whole() {
     let dir = tempfile::tempdir().unwrap();
     let db = Db::builder(dir.path()).memory(1 << 20).open().unwrap();

@@ -1,14 +1,15 @@
 //! Bugs that other tests found, each in the smallest form: bug, cause, fix.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use esker::fs::fault::{Fault, FaultFs, FaultKind};
 use esker::fs::intercept::Select;
-use esker::fs::sim::SimFs;
+use esker::fs::sim::{Phase, SimFs};
 use esker::runtime::{Priority, Runtime, yield_point};
 use esker::{
     BreakerState, BusyCause, Db, DegradedCause, ErrorKind, Keyspace, KeyspaceOptions, Options,
+    ReadMode,
 };
 
 fn open(fs: &SimFs) -> Db {
@@ -126,4 +127,51 @@ fn writers_that_wait_for_space_go_on_once_there_is_some() {
     writer.unwrap().join();
     assert_eq!(db.get("a").unwrap().unwrap(), *"3");
     db.try_put("a", "4").unwrap();
+}
+
+/// Bug: writers waited for the disk although only another writer read from it. Cause: a leaf of the
+/// memtable that dropped a tombstone asked the filters of tables first, and loaded one, under its lock.
+/// Fix: it asks those that are loaded; the others are loaded by the writer once it has no lock.
+#[test]
+fn nobody_waits_for_a_disk_with_a_leaf_locked() {
+    let disk = SimFs::new();
+    let db = open(&disk);
+    db.put("a", "1").unwrap();
+    db.put("z", "1").unwrap();
+    db.flush().unwrap();
+    db.close().unwrap();
+    // Now no filter is loaded.
+    let mut options = Options::tiny();
+    (options.memory, options.read_mode) = (16 << 20, ReadMode::Pread);
+    let db = Db::open_on(Arc::new(disk.clone()), Runtime::threads(), "/db", options).unwrap();
+    let (reads, read) = std::sync::mpsc::channel();
+    let (goes_on, go_on) = std::sync::mpsc::channel();
+    let go_on = Mutex::new(go_on);
+    let reader = std::thread::current().id();
+    disk.on_call(Arc::new(move |_, phase, call| {
+        let by_reader = std::thread::current().id() == reader;
+        if by_reader && phase == Phase::Before && call.name == "read_at" {
+            reads.send(()).unwrap();
+            let went_on = go_on.lock().unwrap().recv_timeout(Duration::from_secs(60));
+            went_on.expect("another writer goes on meanwhile");
+        }
+    }));
+    let other = db.clone();
+    let writer = std::thread::spawn(move || {
+        let mut count = 0;
+        while let Ok(()) = read.recv() {
+            other.put("m", "2").unwrap();
+            count += 1;
+            if goes_on.send(()).is_err() {
+                break;
+            }
+        }
+        count
+    });
+    for _ in 0..2_000 {
+        db.put("m", "1").unwrap();
+        db.delete("m").unwrap();
+    }
+    disk.clear_hook();
+    assert!(writer.join().unwrap() > 0, "a filter was read");
 }

@@ -201,7 +201,7 @@ struct Tally {
 #[test]
 fn every_call_may_fail_once() {
     let actions = setting("ESKER_FAULT_ACTIONS", 500) as usize;
-    let (seed, quota) = (setting("ESKER_FAULT_SEED", 3), quota("ESKER_FAULT_SECONDS", 420));
+    let (seed, quota) = (setting("ESKER_FAULT_SEED", 3), quota("ESKER_FAULT_SECONDS", 900));
     let only = std::env::var("ESKER_FAULT_CASE").ok();
     let began = Instant::now();
     let sweep = Arc::new(Sweep::new(seed, actions));
@@ -239,6 +239,8 @@ fn every_call_may_fail_once() {
     settings::tally(&[("faults", fired)]);
     let failures: Vec<_> = tally.failures.into_values().collect();
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    let complete = done == cases.len() || settings::number("ESKER_FAULT_SECONDS").is_some();
+    assert!(complete, "not every call was tried: allow more ESKER_FAULT_SECONDS");
 }
 
 fn note(tally: &mut Tally, case: &Case, result: Result<Option<bool>, String>) {
