@@ -150,7 +150,7 @@ fn nobody_waits_for_a_disk_with_a_leaf_locked() {
     let reader = std::thread::current().id();
     disk.on_call(Arc::new(move |_, phase, call| {
         let by_reader = std::thread::current().id() == reader;
-        if by_reader && phase == Phase::Before && call.name == "read_at" {
+        if by_reader && phase == Phase::Before && call.name == "read" {
             reads.send(()).unwrap();
             let went_on = go_on.lock().unwrap().recv_timeout(Duration::from_secs(60));
             went_on.expect("another writer goes on meanwhile");
