@@ -206,22 +206,29 @@ impl Breaker {
     /// `Degraded` or `NoSpace` unless the breaker is closed.
     #[inline]
     pub fn check(&self) -> Result<()> {
-        if self.state.load(Ordering::Acquire) == CLOSED { Ok(()) } else { Err(self.error()) }
+        if self.state.load(Ordering::Acquire) == CLOSED {
+            return Ok(());
+        }
+        // Unless it was closed since then.
+        self.refusal().map_or(Ok(()), Err)
     }
 
-    /// What writers get.
+    /// What writers get that were let in before it opened.
     #[cold]
     pub fn error(&self) -> Error {
-        match &self.inner.lock().failure {
-            Some(failure) if failure.is_for_want_of_space() => {
-                Error::new(ErrorKind::NoSpace).context(failure.error.to_string())
-            }
-            Some(failure) => {
-                Error::degraded(failure.cause).context(format!("after: {}", failure.error))
-            }
-            // Closed between the caller's look and ours: the caller may try again.
-            None => Error::degraded(DegradedCause::LogWrite),
-        }
+        // Closed since then: the caller may try again.
+        self.refusal().unwrap_or_else(|| Error::degraded(DegradedCause::LogWrite))
+    }
+
+    #[cold]
+    fn refusal(&self) -> Option<Error> {
+        let inner = self.inner.lock();
+        let failure = inner.failure.as_ref()?;
+        Some(if failure.is_for_want_of_space() {
+            Error::new(ErrorKind::NoSpace).context(failure.error.to_string())
+        } else {
+            Error::degraded(failure.cause).context(format!("after: {}", failure.error))
+        })
     }
 
     /// Opens the breaker. A graver cause replaces a full disk; otherwise the first one stays.
@@ -322,6 +329,28 @@ mod tests {
 
     fn full() -> Error {
         Error::new(ErrorKind::NoSpace)
+    }
+
+    /// Bug: on a disk that was full and had space again, a writer was told of a log that could not be
+    /// written. Cause: the breaker closed between the look at its state and that at the reason. Fix: then
+    /// it is closed.
+    #[test]
+    fn who_meets_it_as_it_closes_is_told_of_no_other_cause() {
+        let (breaker, ended) = (Breaker::default(), std::sync::atomic::AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..200_000 {
+                    breaker.open(DegradedCause::NoSpace, &full());
+                    breaker.close_if_no_space();
+                }
+                ended.store(true, Ordering::Relaxed);
+            });
+            while !ended.load(Ordering::Relaxed) {
+                if let Err(error) = breaker.check() {
+                    assert_eq!(error.kind(), &ErrorKind::NoSpace);
+                }
+            }
+        });
     }
 
     #[test]
