@@ -694,3 +694,45 @@ fn of_large_batches_one_at_a_time_is_written() {
     let all = usize::from(writers) * usize::from(batches) * (usize::from(parts) + 1);
     assert_eq!(db.iter().count(), all);
 }
+
+/// Bug: a large write that would not wait waited for another large one that did. Cause: the second had the
+/// turn of the large ones while it waited for memory. Fix: it waits first.
+#[test]
+fn a_large_write_in_a_hurry_waits_for_nobody_who_waits_for_memory() {
+    let disk = SimFs::new();
+    let held = Arc::new((std::sync::Mutex::new(true), std::sync::Condvar::new()));
+    let hold = held.clone();
+    disk.on_call(Arc::new(move |_, phase, call| {
+        if phase == Phase::Before
+            && call.name == "write"
+            && call.path.extension().is_some_and(|kind| kind == "table")
+        {
+            let held = hold.0.lock().unwrap();
+            drop(hold.1.wait_while(held, |held| *held).unwrap());
+        }
+    }));
+    let mut options = Options::default();
+    options.memory = 64 << 20;
+    let db = Db::open_on(Arc::new(disk), Runtime::threads(), "/db", options).unwrap();
+    let value = vec![7; 2 << 20];
+    let release = || {
+        *held.0.lock().unwrap() = false;
+        held.1.notify_all();
+    };
+    thread::scope(|scope| {
+        let patient = scope.spawn(|| (0..30_u8).try_for_each(|n| db.put([n], &value)));
+        let (told, tell) = std::sync::mpsc::channel();
+        let (db, value) = (&db, &value);
+        scope.spawn(move || {
+            while db.try_put("in a hurry", value).is_ok() {}
+            // From now on the other one waits, too.
+            thread::sleep(std::time::Duration::from_millis(50));
+            let _ = told.send(db.try_put("in a hurry", value));
+        });
+        let answer = tell.recv_timeout(std::time::Duration::from_secs(60));
+        release();
+        let refused = answer.expect("it is told at once").unwrap_err();
+        assert!(matches!(refused.kind(), ErrorKind::Busy { .. }), "{refused}");
+        patient.join().unwrap().unwrap();
+    });
+}
