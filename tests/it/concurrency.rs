@@ -720,13 +720,22 @@ fn a_large_write_in_a_hurry_waits_for_nobody_who_waits_for_memory() {
         held.1.notify_all();
     };
     thread::scope(|scope| {
-        let patient = scope.spawn(|| (0..30_u8).try_for_each(|n| db.put([n], &value)));
-        let (told, tell) = std::sync::mpsc::channel();
+        let written = &AtomicU64::new(0);
         let (db, value) = (&db, &value);
+        let patient = scope.spawn(move || {
+            (0..30_u8).try_for_each(|n| {
+                written.fetch_add(1, SeqCst);
+                db.put([n], value)
+            })
+        });
+        let (told, tell) = std::sync::mpsc::channel();
         scope.spawn(move || {
-            while db.try_put("in a hurry", value).is_ok() {}
-            // From now on the other one waits, too.
-            thread::sleep(std::time::Duration::from_millis(50));
+            // Until the other one waits as long as it takes, and is not only held back a little.
+            let mut before = 0;
+            while written.load(SeqCst) != before {
+                before = written.load(SeqCst);
+                thread::sleep(std::time::Duration::from_millis(500));
+            }
             let _ = told.send(db.try_put("in a hurry", value));
         });
         let answer = tell.recv_timeout(std::time::Duration::from_secs(60));
