@@ -715,13 +715,13 @@ fn a_large_write_in_a_hurry_waits_for_nobody_who_waits_for_memory() {
     options.memory = 64 << 20;
     let db = Db::open_on(Arc::new(disk), Runtime::threads(), "/db", options).unwrap();
     let value = vec![7; 2 << 20];
+    let written = AtomicU64::new(0);
     let release = || {
         *held.0.lock().unwrap() = false;
         held.1.notify_all();
     };
     thread::scope(|scope| {
-        let written = &AtomicU64::new(0);
-        let (db, value) = (&db, &value);
+        let (db, value, written) = (&db, &value, &written);
         let patient = scope.spawn(move || {
             (0..30_u8).try_for_each(|n| {
                 written.fetch_add(1, SeqCst);
