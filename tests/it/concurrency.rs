@@ -695,8 +695,8 @@ fn of_large_batches_one_at_a_time_is_written() {
     assert_eq!(db.iter().count(), all);
 }
 
-/// Bug: a large write that would not wait waited for another large one that did. Cause: the second had the
-/// turn of the large ones while it waited for memory. Fix: it waits first.
+/// Bug: a large write that would not wait waited for another large one that did. Cause: the second kept the
+/// turn of the large ones while it was held back after its write. Fix: it has the turn for the write only.
 #[test]
 fn a_large_write_in_a_hurry_waits_for_nobody_who_waits_for_memory() {
     let disk = SimFs::new();
