@@ -101,7 +101,6 @@ const COUNTED_BYTES_MIN: usize = 16 << 10;
 pub(crate) struct Admitted<'a> {
     engine: &'a Engine,
     bytes: usize,
-    _one_at_a_time: Option<MutexGuard<'a, ()>>,
 }
 
 impl Drop for Admitted<'_> {
@@ -384,7 +383,7 @@ impl Engine {
         Ok(self.admit(bytes))
     }
 
-    /// Counts a large commit, and lets one of the largest at a time go on.
+    /// Counts a large commit.
     #[inline]
     fn admit(&self, bytes: usize) -> Option<Admitted<'_>> {
         (bytes > COUNTED_BYTES_MIN).then(|| self.admit_large(bytes))
@@ -393,11 +392,14 @@ impl Engine {
     #[cold]
     fn admit_large(&self, bytes: usize) -> Admitted<'_> {
         self.commits_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let mut admitted = Admitted { engine: self, bytes, _one_at_a_time: None };
-        if bytes > 1 << 20 {
-            admitted._one_at_a_time = Some(self.oversized.lock());
-        }
-        admitted
+        Admitted { engine: self, bytes }
+    }
+
+    /// Lets one of the largest commits at a time go on. Whoever has this waits for no pressure, so that
+    /// others, who may be in a hurry, wait for a log and a copy at most.
+    #[inline]
+    pub fn one_at_a_time(&self, record_bytes: u64) -> Option<MutexGuard<'_, ()>> {
+        (record_bytes > 1 << 20).then(|| self.oversized.lock())
     }
 
     /// Inserts the operations of a payload, which name only these keyspaces.
@@ -460,17 +462,18 @@ impl Engine {
     ) -> Result<Option<Place>> {
         let record_bytes = payload.region().len() as u64;
         self.pressure.admit(record_bytes, patience)?;
+        let _one_at_a_time = self.one_at_a_time(record_bytes);
         let Some(place) = self.pipeline.submit(self, payload, trees, check, insert)? else {
             return Ok(None);
         };
-        self.note_logged(place, record_bytes);
-        trees.iter().filter(|tree| tree.unread.is_some()).for_each(|tree| tree.load_filters());
+        self.note_logged(place, record_bytes, trees);
         Ok(Some(place))
     }
 
-    /// After a record of so many bytes was stored.
+    /// After a record of so many bytes was stored, and is in the memtables of these trees.
     #[inline]
-    pub fn note_logged(&self, place: Place, record_bytes: u64) {
+    pub fn note_logged(&self, place: Place, record_bytes: u64, trees: &[&Tree]) {
+        trees.iter().filter(|tree| tree.unread.is_some()).for_each(|tree| tree.load_filters());
         let before = place.end_lsn.0 - record_bytes;
         let shift = self.resources.measure_shift();
         if before >> shift != place.end_lsn.0 >> shift {

@@ -226,10 +226,12 @@ pub(crate) fn commit_joint(
         let (engine, trees, _) = heads[index];
         engine.insert_batch(trees, first, memtables, payload);
     };
+    let alone = heads.iter().map(|&(engine, _, bytes)| engine.one_at_a_time(bytes));
+    let _one_at_a_time: SmallVec<[_; 4]> = alone.collect();
     let Some(places) = joint::submit(joints, &mut to_place, insert)? else { return Ok(None) };
-    for ((engine, _, record_bytes), place) in heads.iter().zip(&places) {
+    for ((engine, trees, record_bytes), place) in heads.iter().zip(&places) {
         if let Some(place) = place {
-            engine.note_logged(*place, *record_bytes);
+            engine.note_logged(*place, *record_bytes, trees);
         }
     }
     Ok(Some(places))
@@ -407,15 +409,17 @@ mod tests {
         let syncs = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let counted = syncs.clone();
         fs.on_call(Arc::new(move |_, phase, call| {
+            // Logs that are made ahead are synced as well, at another place.
             let is_sync = phase == Phase::Before && call.is_sync();
-            counted.fetch_add(u64::from(is_sync), Ordering::Relaxed);
+            let by_syncer = is_sync && fs::current_site() == Some("log.sync");
+            counted.fetch_add(u64::from(by_syncer), Ordering::Relaxed);
         }));
         let to_come = Lsn(pipeline.ring.copied().0 + 16);
         Peer::request(&*pipeline, to_come);
-        // A machine that is slow only does less in that time; a few are of logs that are made ahead.
+        // A machine that is slow only does less in that time.
         std::thread::sleep(std::time::Duration::from_millis(50));
         let before = syncs.load(Ordering::Relaxed);
-        assert!(before < 20, "{before} syncs of nothing");
+        assert!(before <= 2, "{before} syncs of nothing");
         shards.dbs[1].put("b", "2").unwrap();
         pipeline.wait_durable(to_come).unwrap();
         assert!(syncs.load(Ordering::Relaxed) > before);

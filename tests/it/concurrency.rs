@@ -694,3 +694,54 @@ fn of_large_batches_one_at_a_time_is_written() {
     let all = usize::from(writers) * usize::from(batches) * (usize::from(parts) + 1);
     assert_eq!(db.iter().count(), all);
 }
+
+/// Bug: a large write that would not wait waited for another large one that did. Cause: the second kept the
+/// turn of the large ones while it was held back after its write. Fix: it has the turn for the write only.
+#[test]
+fn a_large_write_in_a_hurry_waits_for_nobody_who_waits_for_memory() {
+    let disk = SimFs::new();
+    let held = Arc::new((std::sync::Mutex::new(true), std::sync::Condvar::new()));
+    let hold = held.clone();
+    disk.on_call(Arc::new(move |_, phase, call| {
+        if phase == Phase::Before
+            && call.name == "write"
+            && call.path.extension().is_some_and(|kind| kind == "table")
+        {
+            let held = hold.0.lock().unwrap();
+            drop(hold.1.wait_while(held, |held| *held).unwrap());
+        }
+    }));
+    let mut options = Options::default();
+    options.memory = 64 << 20;
+    let db = Db::open_on(Arc::new(disk), Runtime::threads(), "/db", options).unwrap();
+    let value = vec![7; 2 << 20];
+    let written = AtomicU64::new(0);
+    let release = || {
+        *held.0.lock().unwrap() = false;
+        held.1.notify_all();
+    };
+    thread::scope(|scope| {
+        let (db, value, written) = (&db, &value, &written);
+        let patient = scope.spawn(move || {
+            (0..30_u8).try_for_each(|n| {
+                written.fetch_add(1, SeqCst);
+                db.put([n], value)
+            })
+        });
+        let (told, tell) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            // Until the other one waits as long as it takes, and is not only held back a little.
+            let mut before = 0;
+            while written.load(SeqCst) != before {
+                before = written.load(SeqCst);
+                thread::sleep(std::time::Duration::from_millis(500));
+            }
+            let _ = told.send(db.try_put("in a hurry", value));
+        });
+        let answer = tell.recv_timeout(std::time::Duration::from_secs(60));
+        release();
+        let refused = answer.expect("it is told at once").unwrap_err();
+        assert!(matches!(refused.kind(), ErrorKind::Busy { .. }), "{refused}");
+        patient.join().unwrap().unwrap();
+    });
+}
