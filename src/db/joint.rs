@@ -508,6 +508,31 @@ mod tests {
         });
     }
 
+    #[test]
+    fn a_log_is_written_anew_only_if_it_may_not_be_on_the_disk() {
+        for (durability, is_rewritten) in [(Durability::Disk, false), (Durability::Process, true)] {
+            let fs = SimFs::default();
+            let shards = Shards::open(&fs, 2);
+            for n in 0..3 {
+                shards.put(&[0, 1], &format!("k{n}"), "x", durability);
+            }
+            // The sync's last step is the record that says so.
+            shards.dbs.iter().for_each(|db| db.engine().pipeline.wait_no_sync());
+            let killed = fs.snapshot().kill();
+            let before = shards.contents();
+            drop(shards);
+            let renames = Arc::new(std::sync::atomic::AtomicU64::new(0));
+            let counted = renames.clone();
+            killed.on_call(Arc::new(move |_, phase, _| {
+                let is_one = fs::current_site() == Some("open.joint.rename");
+                counted.fetch_add(u64::from(phase == Phase::After && is_one), Ordering::Relaxed);
+            }));
+            assert_eq!(Shards::open(&killed, 2).contents(), before);
+            killed.clear_hook();
+            assert_eq!(renames.load(Ordering::Relaxed) > 0, is_rewritten, "{durability:?}");
+        }
+    }
+
     /// Makes the next sync of a shard's log fail, and tries a joint commit of 0 and 1.
     fn fail_a_sync(shard: &str) -> (SimFs, Shards) {
         let disk = SimFs::new();
