@@ -128,6 +128,7 @@ fn rewrite_log(fs: &dyn Fs, dir: &Path, from: FileNumber) -> Result<()> {
         let write = || {
             anew.write_at(0, &begun[..=last])?;
             // A log ends with zeros, or where the next begins; its length says where that may be.
+            let _site = site("open.joint.set_len");
             anew.set_len(bytes.len() as u64)
         };
         write().map_err(|e| Error::io("write", &temporary, e))?;
@@ -135,6 +136,7 @@ fn rewrite_log(fs: &dyn Fs, dir: &Path, from: FileNumber) -> Result<()> {
             let _site = site("open.joint.sync");
             anew.sync().map_err(|e| Error::io("sync", &temporary, e))?;
         }
+        let _site = site("open.joint.rename");
         fs.rename(&temporary, &path).map_err(|e| Error::io("rename", &temporary, e))?;
     }
     let _site = site("open.joint.sync_dir");

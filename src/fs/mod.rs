@@ -229,7 +229,7 @@ pub(crate) fn map_log(file: &dyn File) -> io::Result<(Bytes, u64)> {
     let zeros_from = file.zeros_from()?;
     let (bytes, len) = (file.map()?, file.len()?);
     // What lies beyond a length that is too short would be taken for zeros.
-    match bytes.len() as u64 == len {
+    match length_fits("log.bytes", bytes.len() as u64 == len) {
         true => Ok((bytes, zeros_from)),
         false => Err(io::ErrorKind::UnexpectedEof.into()),
     }
@@ -323,8 +323,16 @@ pub fn without_length_check<T>(name: &'static str, f: impl FnOnce() -> T) -> T {
 
 /// The length checks that [`without_length_check`] switches off.
 #[cfg(any(test, feature = "testing"))]
-pub const LENGTH_CHECKS: [&str; 5] =
-    ["current.bytes", "table.bytes.least", "table.bytes.manifest", "log.reach", "block.lz4"];
+pub const LENGTH_CHECKS: [&str; 8] = [
+    "current.bytes",
+    "table.bytes.least",
+    "table.bytes.manifest",
+    "log.bytes",
+    "log.reach",
+    "block.lz4",
+    "lost.bytes",
+    "shards.bytes",
+];
 
 /// The site that this thread's calls come from, if one was named by [`site`].
 #[cfg(any(test, feature = "testing"))]
@@ -408,7 +416,9 @@ mod tests {
         let file = disk.create(Path::new("/a")).unwrap();
         file.write_at(0, &[1; 64]).unwrap();
         assert_eq!(map_log(&*file).unwrap(), (Bytes::from(vec![1; 64]), 64));
-        assert_eq!(map_log(&Short(file)).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let short = Short(file);
+        assert_eq!(map_log(&short).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        without_length_check("log.bytes", || assert_eq!(map_log(&short).unwrap().1, 56));
     }
 
     #[test]

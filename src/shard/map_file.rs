@@ -137,7 +137,10 @@ pub(crate) fn put_mark(fs: &dyn Fs, dir: &Path, id: FileId, shard: ShardIndex) -
         let _site = fs::site("shard.mark.sync");
         file.sync().map_err(|e| Error::io("sync", &temporary, e))?;
     }
-    fs.rename(&temporary, &path).map_err(|e| Error::io("rename", &temporary, e))?;
+    {
+        let _site = fs::site("shard.mark.rename");
+        fs.rename(&temporary, &path).map_err(|e| Error::io("rename", &temporary, e))?;
+    }
     let _site = fs::site("shard.mark.sync_dir");
     fs.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
 }

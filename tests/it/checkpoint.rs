@@ -1,6 +1,7 @@
 //! Checkpoints: of one moment while everything goes on, whole or absent after a crash at any call, and
 //! without a trace in the database that they were made of. The model's sequences make them too.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,10 +10,12 @@ use std::sync::{Arc, Mutex};
 use esker::fs::Fs;
 use esker::fs::fault::{Fault, FaultFs, FaultKind};
 use esker::fs::intercept::Select;
-use esker::fs::sabotage::{Damage, SabotageFs};
+use esker::fs::sabotage::SabotageFs;
 use esker::fs::sim::{Image, Phase, SimFs, Survival};
 use esker::runtime::Runtime;
 use esker::{Counter, Db, ErrorKind, KeyspaceOptions, Options, ShardedDb, ShardedKeyspace};
+
+use crate::score::{Score, Scored};
 
 const COPY: &str = "/copy";
 const UNFINISHED: &str = "/copy.checkpoint.tmp";
@@ -370,19 +373,25 @@ fn a_crash_leaves_a_whole_checkpoint_of_shards_or_none() {
     assert!(counts.complete > 1 && counts.again > 5, "{counts:?}");
 }
 
-/// Each sync of a checkpoint is needed: without it some crash is noticed.
+/// The part of the score for the places that only checkpoints come to.
 #[test]
-fn a_checkpoint_without_one_of_its_syncs_is_noticed() {
-    for site in ["checkpoint.copy.sync", "checkpoint.sync_parent"] {
+fn every_sync_and_rename_of_a_checkpoint_that_is_left_out_or_late_is_noticed() {
+    let mut score = Score::new(&[]);
+    score.leave_out(Scored::Checkpoint, |site, call, damage| {
+        let seen = Cell::new(None);
         let wrap = |disk: SimFs| {
-            let skip = SabotageFs::all(Arc::new(disk), Damage::Skip, Select::all().site(site));
-            let fs = FaultFs::new(Arc::new(skip));
+            let on = Select::all().site(site).name(call);
+            let sabotage = SabotageFs::all(Arc::new(disk), damage, on);
+            seen.set(Some(sabotage.clone()));
+            // Tables are copied where they cannot be linked.
+            let fs = FaultFs::new(Arc::new(sabotage));
             fs.arm(Fault::new(FaultKind::Io).on(Select::all().name("link")).until_healed());
             Arc::new(fs) as Arc<dyn Fs>
         };
         let (_, outcome) = crash_everywhere(false, wrap);
-        println!("without {site}: {}", outcome.expect_err(site));
-    }
+        (seen.take().expect("it ran").damaged(), outcome.err())
+    });
+    score.check();
 }
 
 /// Every call fails once: the error has a kind, nothing is left, the database goes on, and the next

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A module of `src/`, without comments and without what is only for tests.
-struct Source {
+pub struct Source {
     /// Relative to `src/`.
-    path: PathBuf,
+    pub path: PathBuf,
     /// The path in the crate: `["table", "block"]`.
-    module: Vec<String>,
-    code: String,
+    pub module: Vec<String>,
+    pub code: String,
 }
 
 /// Every module of the library. The program in `cli/` is a user of it like any other.
-fn sources() -> Vec<Source> {
+pub fn sources() -> Vec<Source> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     let mut dirs = vec![src.clone()];

@@ -44,6 +44,8 @@ mod resume;
 #[cfg(feature = "testing")]
 mod salvage;
 #[cfg(feature = "testing")]
+mod score;
+#[cfg(feature = "testing")]
 mod settings;
 #[cfg(feature = "testing")]
 mod sharded;

@@ -1,18 +1,21 @@
 //! Repair: every kind of damage gives a database that opens and has everything that could be read;
 //! a crash at any call of a repair leaves one that the next repair makes the same of.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use esker::fs::Fs;
 use esker::fs::fault::{Fault, FaultFs, FaultKind};
 use esker::fs::intercept::Select;
-use esker::fs::sabotage::{Damage, SabotageFs};
+use esker::fs::sabotage::SabotageFs;
 use esker::fs::sim::{Image, Phase, SimFs, Survival};
+use esker::fs::{Fs, LENGTH_CHECKS, without_length_check};
 use esker::runtime::Runtime;
 use esker::tools::{RepairMode, RepairReport, repair_on, verify_on};
 use esker::{Append, Counter, Db, Durability, KeyspaceOptions, Options};
+
+use crate::score::{Score, Scored};
 
 const DIR: &str = "/db";
 
@@ -396,33 +399,58 @@ fn a_crash_at_any_call_of_a_repair_is_repaired_to_the_same() {
     }
 }
 
-/// As the score of `crash::sabotage`, for the places that only repairs come to.
+/// Places of a repair whose loss no crash can show, and why.
+const REDUNDANT: [(&str, &str); 1] = [(
+    "repair.table.sync_dir sync_dir Skip",
+    "before CURRENT names the manifest that names the tables, the directory is synced again, for the \
+     names of the log and of that manifest: as open.table.sync_dir",
+)];
+
+/// Files are copied where they cannot be linked.
+fn without_links(disk: Arc<dyn Fs>) -> FaultFs {
+    let fs = FaultFs::new(disk);
+    fs.arm(Fault::new(FaultKind::Io).on(Select::all().name("link")).until_healed());
+    fs
+}
+
+/// The part of the score for the places that only repairs come to.
 #[test]
 fn every_sync_of_a_repair_that_is_left_out_is_noticed() {
-    // Files are copied where they cannot be linked.
-    let no_links = |disk: SimFs| {
-        let fs = FaultFs::over_sim(disk);
-        fs.arm(Fault::new(FaultKind::Io).on(Select::all().name("link")).until_healed());
-        Arc::new(fs)
-    };
     let disks = damaged();
-    for place in ["lost.sync", "lost.sync_dir", "repair.table.sync_dir"] {
+    let mut score = Score::new(&REDUNDANT);
+    score.leave_out(Scored::Repair, |site, call, damage| {
+        let calls = Cell::new(0);
         let noticed = disks.iter().find_map(|(_, damaged)| {
+            let seen = Cell::new(None);
             let wrap = |disk: SimFs| -> Arc<dyn Fs> {
-                let on = Select::all().site(place);
-                Arc::new(SabotageFs::all(no_links(disk), Damage::Skip, on))
+                let on = Select::all().site(site).name(call);
+                let no_links = Arc::new(without_links(Arc::new(disk)));
+                let sabotage = SabotageFs::all(no_links, damage, on);
+                seen.set(Some(sabotage.clone()));
+                Arc::new(sabotage)
             };
-            crash_everywhere(damaged, &wrap).err()
+            let outcome = crash_everywhere(damaged, &wrap);
+            calls.update(|calls| calls + seen.take().expect("it ran").damaged());
+            outcome.err()
         });
-        match (noticed, place) {
-            (Some(text), _) => {
-                println!("noticed    {place}: {}", text.lines().next().unwrap_or_default());
-                assert_ne!(place, "repair.table.sync_dir", "said to be redundant, and noticed");
-            }
-            // Before CURRENT names the manifest that names the tables, the directory is synced
-            // again for the names of the log and of that manifest: as "open.table.sync_dir".
-            (None, "repair.table.sync_dir") => println!("redundant  {place}"),
-            (None, _) => panic!("{place} is left out and nobody notices"),
-        }
+        (calls.get(), noticed)
+    });
+    score.check();
+}
+
+/// A copy in `lost` that a crash has cut short is not taken for the file.
+#[test]
+fn every_length_check_of_a_repair_that_is_left_out_is_noticed() {
+    let disks = damaged();
+    let mut score = Score::new(&[]);
+    for name in LENGTH_CHECKS.into_iter().filter(|name| name.starts_with("lost.")) {
+        let crashes = || {
+            let through = |disk: SimFs| Arc::new(without_links(Arc::new(disk))) as Arc<dyn Fs>;
+            disks.iter().find_map(|(_, damaged)| crash_everywhere(damaged, &through).err())
+        };
+        assert_eq!(crashes(), None, "with all checks");
+        let noticed = without_length_check(name, crashes);
+        score.note(format!("length {name}"), &format!("{} repairs", disks.len()), noticed);
     }
+    score.check();
 }

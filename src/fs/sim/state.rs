@@ -361,6 +361,8 @@ impl State {
         apply(&mut file.live, &effect);
         file.pending.push(sequence, effect);
         (file.mapped, file.hashed) = (OnceLock::new(), OnceLock::new());
+        // What was reserved beyond is free again.
+        file.reserved = file.reserved.min(bytes);
         Ok(())
     }
 

@@ -253,6 +253,9 @@ fn a_full_disk_refuses_and_takes_again_once_there_is_room() {
     full(file.allocate(11));
     file.allocate(9).unwrap();
     assert_eq!(fs.free_bytes(Path::new("/db")).unwrap(), 1);
+    file.set_len(4).unwrap();
+    assert_eq!(fs.free_bytes(Path::new("/db")).unwrap(), 6, "what lies beyond is given back");
+    file.allocate(9).unwrap();
     file.write_at(4, b"12345").unwrap();
     full(put_more(&fs, 2));
     fs.remove(&path("a")).unwrap();

@@ -26,7 +26,7 @@
 //! they are read by default and of the cuts must be enough for all, if it is not set.
 
 mod case;
-mod damage;
+pub mod damage;
 mod drops;
 mod ends;
 mod enumerate;

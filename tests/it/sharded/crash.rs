@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use esker::fs::sim::{Image, Phase, SimFs, Survival};
 use esker::runtime::{Runtime, yield_point};
-use esker::{Counter, Durability, ShardedDb};
+use esker::{Counter, Durability, ShardedDb, ShardedKeyspace};
 
 use super::{builder, counters};
 use crate::settings;
@@ -41,10 +41,10 @@ pub struct Promise {
     pub homes: BTreeMap<u64, usize>,
 }
 
-struct Moment {
-    label: String,
-    image: Image,
-    promise: Promise,
+pub struct Moment {
+    pub label: String,
+    pub image: Image,
+    pub promise: Promise,
 }
 
 pub fn keys_of(step: u64) -> Vec<String> {
@@ -54,22 +54,64 @@ pub fn keys_of(step: u64) -> Vec<String> {
     }
 }
 
+/// What was promised so far, and a moment for every call to the disk that changes it.
+#[derive(Clone, Default)]
+pub struct Watch {
+    pub promise: Arc<Mutex<Promise>>,
+    moments: Arc<Mutex<Vec<Moment>>>,
+}
+
+impl Watch {
+    /// Watches this disk from now on, on which so much was promised already.
+    pub fn over(disk: &SimFs, promise: Promise) -> Watch {
+        let watch = Watch { promise: Arc::new(Mutex::new(promise)), ..Watch::default() };
+        let Watch { promise, moments } = watch.clone();
+        disk.on_call(Arc::new(move |disk: &SimFs, phase, call| {
+            if phase != Phase::Before && call.changes() {
+                let promise = promise.lock().unwrap().clone();
+                let (label, image) = (call.to_string(), disk.snapshot());
+                moments.lock().unwrap().push(Moment { label, image, promise });
+            }
+            if phase != Phase::After {
+                yield_point();
+            }
+        }));
+        watch
+    }
+
+    /// Commits a step.
+    pub fn commit(&self, db: &ShardedDb, counts: &ShardedKeyspace, step: u64) {
+        let mut batch = db.batch();
+        for key in keys_of(step) {
+            batch.put(db, key, step.to_string());
+        }
+        if !step.is_multiple_of(3) {
+            batch.merge(counts, "steps", 1);
+        }
+        let only = step.is_multiple_of(3);
+        let home = db.shard_of(&keys_of(step)[0]).unwrap();
+        let durability = if step % 4 == 1 { Durability::Disk } else { Durability::Process };
+        batch.commit_with(durability).unwrap();
+        let mut promise = self.promise.lock().unwrap();
+        promise.acknowledged.insert(step);
+        if durability == Durability::Disk {
+            promise.durable.insert(step);
+        }
+        if only && db.shard_of(&keys_of(step)[0]).unwrap() == home {
+            promise.homes.insert(step, home);
+        }
+    }
+
+    /// The moments so far. It goes on without them.
+    pub fn take(&self) -> Vec<Moment> {
+        std::mem::take(&mut *self.moments.lock().unwrap())
+    }
+}
+
 /// Runs the steps, with moves in the middle; every call to the disk is a moment.
 fn moments(shards: usize, seed: u64) -> Vec<Moment> {
     let disk = SimFs::new();
-    let promise = Arc::new(Mutex::new(Promise::default()));
-    let moments = Arc::new(Mutex::new(Vec::new()));
-    let (sink, promised) = (moments.clone(), promise.clone());
-    disk.on_call(Arc::new(move |disk: &SimFs, phase, call| {
-        if phase != Phase::Before && call.changes() {
-            let promise = promised.lock().unwrap().clone();
-            let (label, image) = (call.to_string(), disk.snapshot());
-            sink.lock().unwrap().push(Moment { label, image, promise });
-        }
-        if phase != Phase::After {
-            yield_point();
-        }
-    }));
+    let watch = Watch::over(&disk, Promise::default());
     let runtime = Runtime::stepper(seed);
     let db = builder(shards).open_on(Arc::new(disk.clone()), runtime).unwrap();
     let counts = counters(&db);
@@ -83,31 +125,13 @@ fn moments(shards: usize, seed: u64) -> Vec<Moment> {
             20 => db.rebalance().unwrap(),
             _ => {}
         }
-        let mut batch = db.batch();
-        for key in keys_of(step) {
-            batch.put(&db, key, step.to_string());
-        }
-        if step % 3 != 0 {
-            batch.merge(&counts, "steps", 1);
-        }
-        let only = step % 3 == 0;
-        let home = db.shard_of(&keys_of(step)[0]).unwrap();
-        let durability = if step % 4 == 1 { Durability::Disk } else { Durability::Process };
-        batch.commit_with(durability).unwrap();
-        let mut promise = promise.lock().unwrap();
-        promise.acknowledged.insert(step);
-        if durability == Durability::Disk {
-            promise.durable.insert(step);
-        }
-        if only && db.shard_of(&keys_of(step)[0]).unwrap() == home {
-            promise.homes.insert(step, home);
-        }
+        watch.commit(&db, &counts, step);
     }
     db.wait_for_moves().unwrap();
     db.flush().unwrap();
     drop((counts, db));
     disk.clear_hook();
-    std::mem::take(&mut *moments.lock().unwrap())
+    watch.take()
 }
 
 /// The steps that are there, and what is wrong.
@@ -164,7 +188,7 @@ pub fn check(db: &ShardedDb, promise: &Promise, killed: bool) -> Result<BTreeSet
 
 /// What was tried.
 #[derive(Default)]
-struct Tried {
+pub struct Tried {
     moments: usize,
     crashes: AtomicU64,
     /// Crashes of the recovery after a crash.
@@ -172,7 +196,7 @@ struct Tried {
 }
 
 /// Opens what a crash has left and sees that it is as promised; `deep` crashes that in turn.
-fn crash(
+pub fn crash(
     moment: &Moment,
     end: Option<&Survival>,
     shards: usize,

@@ -5,6 +5,7 @@
 //! - `crash`: crashes at every call, with joint commits, keyspaces that come and go, and moves.
 //! - `hot`: counters that are spread over shards.
 //! - `faults`: calls that fail, in the same run, and one shard that fails alone.
+//! - `sabotage`: every sync, rename and length check that only several shards have left out in turn.
 //! - `overload`: only the writers of the shard that has too much to do are told to wait.
 
 mod automatic;
@@ -12,6 +13,7 @@ mod crash;
 mod faults;
 mod hot;
 mod overload;
+mod sabotage;
 
 use std::path::Path;
 use std::sync::Arc;
