@@ -20,10 +20,11 @@ use crate::db::open::{self, Found, Prepared};
 use crate::db::resources::Resources;
 use crate::db::snapshot::Snapshot;
 use crate::error::{Error, Result};
-use crate::file::{self, FileKind, FileNumber, Lsn, ShardNumber, TEMPORARY_ENDING};
+use crate::file::{FileHeader, FileKind, FileNumber, Lsn, ShardNumber, TEMPORARY_ENDING};
 use crate::fs::{self, Fs, site};
 use crate::key::SeqNo;
 use crate::options::{Durability, Options, Recovery};
+use crate::record::chain::LogFile;
 use crate::tree::Tree;
 use crate::write::closing::{Joints, Member, Rule};
 use crate::write::commit::Memtables;
@@ -51,8 +52,9 @@ pub(crate) struct JointPart<'a> {
 /// Opens all shards of a database, or such that are new, and creates those that are not there.
 ///
 /// Nothing is changed before all are locked and their logs read. The logs that have parts of joint
-/// commits are synced. Then the shards are recovered one after the other; a crash in between leads to
-/// the same state, but for commits that are in no other shard and were not yet on the disk.
+/// commits which may not be on the disk are written anew. Then the shards are recovered one after the
+/// other; a crash in between leads to the same state, but for commits that are in no other shard and
+/// were not yet on the disk.
 ///
 /// # Errors
 /// As [`Db::open`], of whichever shard; `Corruption` too if a log names a shard that is not among
@@ -100,29 +102,28 @@ pub(crate) fn open_shards(
     engines.into_iter().zip(shards).map(start).collect()
 }
 
-/// Writes the log of a shard anew from this file on, durably. What a kill has left of it may be in the
-/// kernel's memory only: power loss must not take a part of a joint commit that another shard, which is
-/// recovered before this one, then has in tables.
+/// Writes the log of a shard anew, from this file on and as far as it is not known to be `synced`,
+/// durably. What a kill has left of it may be in the kernel's memory only: power loss must not take a
+/// part of a joint commit that another shard, which is recovered before this one, then has in tables.
 ///
 /// A sync is not enough: if one has failed before the kill, the kernel takes for written what it then
 /// could not write, and the next sync says that all is well (Rebello et al., "Can Applications Recover
 /// from fsync Failures?", ATC 2020).
-fn rewrite_log(fs: &dyn Fs, dir: &Path, from: FileNumber) -> Result<()> {
+fn rewrite_log(fs: &dyn Fs, dir: &Path, from: FileNumber, synced: Lsn) -> Result<()> {
     let names = fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
-    let numbers = names.iter().filter_map(|name| match file::parse_name(name) {
-        Some((FileKind::Log, number)) if number >= from => Some(number),
-        _ => None,
-    });
-    let mut numbers: Vec<FileNumber> = numbers.collect();
-    numbers.sort_unstable();
-    for number in numbers {
-        let name = FileKind::Log.name(number);
-        let path = dir.join(&name);
-        let log = fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
-        let (bytes, zeros_from) = fs::map_log(&*log).map_err(|e| Error::io("map", &path, e))?;
+    let mut logs = open::read_logs(fs, dir, &names)?;
+    logs.retain(|log| log.number >= from);
+    logs.sort_unstable_by_key(|log| log.number);
+    // Where a file begins, the one before it has ended.
+    let is_synced = |log: &LogFile| {
+        let header = FileHeader::decode(&log.bytes, FileKind::Log, &log.path);
+        header.is_ok_and(|header| header.first_lsn <= synced)
+    };
+    let first = logs.iter().rposition(is_synced).unwrap_or(0);
+    for LogFile { path, number, bytes, zeros_from } in logs.drain(first..) {
         let begun = &bytes[..zeros_from as usize];
         let Some(last) = begun.iter().rposition(|byte| *byte != 0) else { continue };
-        let temporary = dir.join(format!("{name}{TEMPORARY_ENDING}"));
+        let temporary = dir.join(format!("{}{TEMPORARY_ENDING}", FileKind::Log.name(number)));
         let anew =
             fs::create_anew(fs, &temporary).map_err(|e| Error::io("create", &temporary, e))?;
         let write = || {
@@ -153,8 +154,8 @@ fn find_cuts(
     let mut logs = Vec::with_capacity(shards.len());
     for (ShardDir { dir, .. }, prepared) in shards.iter().zip(prepared) {
         let log = open::read_joint_log(fs, dir, recovery, &prepared.state)?;
-        if !log.parts.is_empty() {
-            rewrite_log(fs, dir, prepared.state.replay_log())?;
+        if log.parts_end > log.synced {
+            rewrite_log(fs, dir, prepared.state.replay_log(), log.synced)?;
         }
         logs.push(log);
     }
@@ -505,6 +506,31 @@ mod tests {
                 assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "{values:?}");
             }
         });
+    }
+
+    #[test]
+    fn a_log_is_written_anew_only_if_it_may_not_be_on_the_disk() {
+        for (durability, is_rewritten) in [(Durability::Disk, false), (Durability::Process, true)] {
+            let fs = SimFs::default();
+            let shards = Shards::open(&fs, 2);
+            for n in 0..3 {
+                shards.put(&[0, 1], &format!("k{n}"), "x", durability);
+            }
+            // The sync's last step is the record that says so.
+            shards.dbs.iter().for_each(|db| db.engine().pipeline.wait_no_sync());
+            let killed = fs.snapshot().kill();
+            let before = shards.contents();
+            drop(shards);
+            let renames = Arc::new(std::sync::atomic::AtomicU64::new(0));
+            let counted = renames.clone();
+            killed.on_call(Arc::new(move |_, phase, _| {
+                let is_one = fs::current_site() == Some("open.joint.rename");
+                counted.fetch_add(u64::from(phase == Phase::After && is_one), Ordering::Relaxed);
+            }));
+            assert_eq!(Shards::open(&killed, 2).contents(), before);
+            killed.clear_hook();
+            assert_eq!(renames.load(Ordering::Relaxed) > 0, is_rewritten, "{durability:?}");
+        }
     }
 
     /// Makes the next sync of a shard's log fail, and tries a joint commit of 0 and 1.

@@ -119,6 +119,11 @@ pub(crate) struct JointLog {
     pub parts: Vec<(Lsn, Vec<Participant>)>,
     /// The first seqno of each.
     pub seqnos: Vec<SeqNo>,
+    /// Where the last of them ends.
+    pub parts_end: Lsn,
+    /// The log itself had been synced up to here, as its records say. What the manifest says does not
+    /// count: that may be in tables instead.
+    pub synced: Lsn,
 }
 
 /// Reads the log of a shard and changes nothing.
@@ -135,6 +140,7 @@ pub(crate) fn read_joint_log(
     let mut chain = LogChain::new(files, replay)?;
     let mut found = JointLog::default();
     while let Some(record) = chain.next()? {
+        found.synced = found.synced.max(record.durable);
         if record.kind != RecordKind::Commit {
             continue;
         }
@@ -144,6 +150,7 @@ pub(crate) fn read_joint_log(
         })?;
         if let Some(participants) = participants {
             found.parts.push((record.lsn, participants));
+            found.parts_end = record.end;
             found.seqnos.push(record.seqno);
         }
     }
@@ -742,7 +749,7 @@ impl<'a> Recovering<'a> {
 }
 
 /// The log files among these names.
-fn read_logs(fs: &dyn Fs, dir: &Path, names: &[String]) -> Result<Vec<LogFile>> {
+pub(crate) fn read_logs(fs: &dyn Fs, dir: &Path, names: &[String]) -> Result<Vec<LogFile>> {
     let mut files = Vec::new();
     for name in names {
         let Some((FileKind::Log, number)) = file::parse_name(name) else { continue };
