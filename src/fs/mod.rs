@@ -203,6 +203,8 @@ pub trait Lock: Send + Sync + fmt::Debug {}
 
 /// A whole file is read in pieces of so many bytes.
 const PIECE_BYTES: u64 = 1 << 20;
+/// Zeros at the end of a log are looked for in pieces of so many bytes.
+const PAGE_BYTES: usize = 4096;
 
 /// The first `bytes` bytes of a file, read and not mapped: a sector that the disk cannot read is an
 /// error then, and no signal. Takes memory only as the bytes arrive, so that a length that is
@@ -220,19 +222,31 @@ pub(crate) fn read_first(file: &dyn File, bytes: u64) -> io::Result<Vec<u8>> {
     Ok(all)
 }
 
-/// The whole of a log as memory, and where its zeros begin: see [`File::zeros_from`].
+/// The whole of a log as memory, and where its zeros begin: see [`File::zeros_from`]; here what was made
+/// present ahead of the log's end is known to be zeros as well.
 ///
 /// # Errors
 /// `UnexpectedEof` if the file is not as long as it says, and those of the file system.
 pub(crate) fn map_log(file: &dyn File) -> io::Result<(Bytes, u64)> {
     // Before it is mapped: pages that are present count as data.
     let zeros_from = file.zeros_from()?;
-    let (bytes, len) = (file.map()?, file.len()?);
-    // What lies beyond a length that is too short would be taken for zeros.
-    match length_fits("log.bytes", bytes.len() as u64 == len) {
-        true => Ok((bytes, zeros_from)),
-        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    let len = file.len()?;
+    if zeros_from == 0
+        && len > 0
+        && let Ok(len) = usize::try_from(len)
+    {
+        // A look at the first byte of a spare log would have 8 MiB of its pages made.
+        return Ok((Bytes::from(vec![0; len]), 0));
     }
+    let bytes = file.map()?;
+    // What lies beyond a length that is too short would be taken for zeros.
+    if !length_fits("log.bytes", bytes.len() as u64 == len) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let pages = bytes[..zeros_from as usize].chunks(PAGE_BYTES);
+    let zeros = |page: &[u8]| page.iter().fold(0, |all, byte| all | byte) == 0;
+    let used = pages.rev().skip_while(|page| zeros(page)).count();
+    Ok((bytes, zeros_from.min((used * PAGE_BYTES) as u64)))
 }
 
 /// Copies a file; the copy, which must not be there yet, is synced at the site of this name, and its
