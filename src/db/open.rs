@@ -725,6 +725,10 @@ impl<'a> Recovering<'a> {
             losses: self.losses,
             lock,
         });
+        if !engine.runtime.runs_threads() {
+            // There will be no worker to do it.
+            engine.remove_obsolete();
+        }
         Ok(Arc::new(engine))
     }
 

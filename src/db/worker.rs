@@ -264,13 +264,13 @@ impl Engine {
             let may_probe = full && !self.pipeline.breaker.is_being_repaired();
             return may_probe.then_some(Job::Probe);
         }
+        if self.has_removable() {
+            return Some(Job::Remove);
+        }
         let is_last = state.settling > 0
             && self.find_flush(state).is_none()
             && self.find_compaction(state, |_| true).is_none();
-        match is_last && self.may_have_obsolete() {
-            true => Some(Job::Clean),
-            false => self.has_removable().then_some(Job::Remove),
-        }
+        (is_last && self.may_have_obsolete()).then_some(Job::Clean)
     }
 
     fn find_flush(&self, state: &State) -> Option<Job> {

@@ -116,6 +116,18 @@ impl Runtime {
         }
     }
 
+    /// False if threads that are started never run.
+    #[must_use]
+    pub fn runs_threads(&self) -> bool {
+        match &self.0 {
+            Kind::Threads { .. } => true,
+            #[cfg(any(test, feature = "testing"))]
+            Kind::Stepper(_) => true,
+            #[cfg(any(test, feature = "testing"))]
+            Kind::Alone => false,
+        }
+    }
+
     /// Runs both and returns when both have ended: at the same time if they are threads of the
     /// operating system, else one after the other.
     ///
