@@ -243,10 +243,13 @@ pub(crate) fn map_log(file: &dyn File) -> io::Result<(Bytes, u64)> {
     if !length_fits("log.bytes", bytes.len() as u64 == len) {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let pages = bytes[..zeros_from as usize].chunks(PAGE_BYTES);
+    // A disk that lies may say that they begin beyond the end.
+    let begun = &bytes[..usize::try_from(zeros_from).unwrap_or(usize::MAX).min(bytes.len())];
+    let pages = begun.chunks(PAGE_BYTES);
     let zeros = |page: &[u8]| page.iter().fold(0, |all, byte| all | byte) == 0;
     let used = pages.rev().skip_while(|page| zeros(page)).count();
-    Ok((bytes, zeros_from.min((used * PAGE_BYTES) as u64)))
+    let zeros_from = begun.len().min(used * PAGE_BYTES) as u64;
+    Ok((bytes, zeros_from))
 }
 
 /// Copies a file; the copy, which must not be there yet, is synced at the site of this name, and its
@@ -433,6 +436,25 @@ mod tests {
         let short = Short(file);
         assert_eq!(map_log(&short).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         without_length_check("log.bytes", || assert_eq!(map_log(&short).unwrap().1, 56));
+    }
+
+    #[test]
+    fn zeros_of_a_log_begin_at_the_page_behind_its_last_byte() {
+        let disk = sim::SimFs::new();
+        let file = disk.create(Path::new("/a")).unwrap();
+        for (written, expected) in [(1, 4096), (4096, 4096), (4097, 8192), (20_000, 20_000)] {
+            file.set_len(20_000).unwrap();
+            file.write_at(written - 1, &[1]).unwrap();
+            let (bytes, zeros_from) = map_log(&*file).unwrap();
+            assert_eq!((bytes.len(), zeros_from), (20_000, expected));
+        }
+        let real = RealFs::new();
+        let directory = tempfile::tempdir().unwrap();
+        let spare = directory.path().join("spare");
+        real.create_log(&spare, 1 << 20).unwrap();
+        let (bytes, zeros_from) = map_log(&*real.open(&spare).unwrap()).unwrap();
+        assert!(bytes.len() == 1 << 20 && bytes.iter().all(|byte| *byte == 0));
+        assert!(zeros_from <= 4096, "{zeros_from}");
     }
 
     #[test]
