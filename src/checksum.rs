@@ -23,6 +23,9 @@ pub struct Checksum {
     state_after_id: u32,
 }
 
+/// Data up to this size are joined to their offset before they are hashed.
+const SHORT_BYTES: usize = 32;
+
 impl Checksum {
     /// Checksums bound to the file with this id.
     #[must_use]
@@ -35,8 +38,16 @@ impl Checksum {
     #[must_use]
     pub fn of(self, offset: u64, data: &[u8]) -> u32 {
         let mut hasher = crc32fast::Hasher::new_with_initial(self.state_after_id);
-        hasher.update(&offset.to_le_bytes());
-        hasher.update(data);
+        // A record's header in one go, since a short update costs much the same as a shorter one.
+        let mut joined = [0; 8 + SHORT_BYTES];
+        joined[..8].copy_from_slice(&offset.to_le_bytes());
+        if data.len() <= SHORT_BYTES {
+            joined[8..8 + data.len()].copy_from_slice(data);
+            hasher.update(&joined[..8 + data.len()]);
+        } else {
+            hasher.update(&joined[..8]);
+            hasher.update(data);
+        }
         hasher.finalize()
     }
 

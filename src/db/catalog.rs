@@ -138,6 +138,11 @@ impl Catalog {
         self.obsolete.push((self.record_count, path));
     }
 
+    /// The file was not needed any more before this manifest was begun.
+    pub fn retire_found(&mut self, path: PathBuf) {
+        self.obsolete.push((0, path));
+    }
+
     /// Keeps these files from being removed, as long as the set lives.
     pub fn hold(&mut self, files: &Arc<BTreeSet<PathBuf>>) {
         self.held.push(Arc::downgrade(files));
@@ -145,8 +150,18 @@ impl Catalog {
 
     /// True if files wait for a later record before they are removed.
     pub fn has_obsolete(&self) -> bool {
+        self.has_obsolete_before(u64::MAX)
+    }
+
+    /// True if files may be removed now.
+    pub fn has_removable(&self) -> bool {
+        self.has_obsolete_before(self.record_count)
+    }
+
+    fn has_obsolete_before(&self, record_count: u64) -> bool {
         let held: Vec<_> = self.held.iter().filter_map(Weak::upgrade).collect();
-        self.obsolete.iter().any(|(_, path)| !held.iter().any(|files| files.contains(path)))
+        let is_held = |path| held.iter().any(|files| files.contains(path));
+        self.obsolete.iter().any(|(at, path)| *at < record_count && !is_held(path))
     }
 
     /// Takes the files that may be removed now.

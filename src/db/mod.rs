@@ -380,6 +380,8 @@ impl Drop for Handle {
             let _ = pipeline.wait_durable(pipeline.ring.copied());
         }
         self.stop();
+        // What no worker came to, or opens that are over soon would pile up logs.
+        self.engine.remove_obsolete();
         // A thread that others share may still be about to let go of the engine.
         *self.engine.lock.lock() = None;
     }

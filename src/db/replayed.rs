@@ -13,82 +13,186 @@ use crate::error::Result;
 use crate::key::{EntryKind, SeqNo};
 use crate::table::filter::prefetch;
 
-/// So many bytes of a key are compared before the key itself is looked at.
-const HEAD_BYTES: usize = 16;
+/// So many bytes of a key are sorted at a time.
+const HEAD_BYTES: usize = 8;
+/// And so many times, before whole keys are compared.
+const HEADS_MAX: usize = 8;
+/// So many with equal heads are sorted by comparing their keys.
+const ALIKE_MIN: usize = 16;
 /// An entry so many places ahead is fetched while one is written: its bytes lie anywhere in the log.
 const AHEAD: usize = 8;
 
 /// Operations of one keyspace.
 #[derive(Default)]
 pub(crate) struct Replayed<'a> {
+    /// In the order of the log.
     entries: Vec<Entry<'a>>,
+    /// All keys begin with so many bytes that are the same.
+    common_bytes: usize,
+    /// Keys and values.
+    user_bytes: u64,
+    /// Filled to be sorted.
+    places: Vec<Place>,
 }
 
 struct Entry<'a> {
-    /// The first bytes of the key, zeros behind it if it is shorter.
-    head: [u64; 2],
     key: &'a [u8],
     value: &'a [u8],
     seqno: SeqNo,
     kind: EntryKind,
 }
 
-impl Entry<'_> {
-    /// By key, then from the newest to the oldest.
-    fn compare(&self, other: &Entry<'_>) -> Ordering {
-        self.head
-            .cmp(&other.head)
-            .then_with(|| self.key.cmp(other.key))
-            .then_with(|| other.seqno.cmp(&self.seqno))
-    }
+/// One of the entries, and what is sorted in their stead: 16 bytes for 48.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The 8 bytes of the key behind what all keys begin with, zeros behind its end.
+    head: u64,
+    index: u32,
 }
 
 impl<'a> Replayed<'a> {
     pub fn push(&mut self, key: &'a [u8], seqno: SeqNo, kind: EntryKind, value: &'a [u8]) {
-        let mut bytes = [0; HEAD_BYTES];
-        let len = key.len().min(HEAD_BYTES);
-        bytes[..len].copy_from_slice(&key[..len]);
-        let head = u128::from_be_bytes(bytes);
-        let head = [(head >> 64) as u64, head as u64];
-        self.entries.push(Entry { head, key, value, seqno, kind });
+        match self.entries.first() {
+            None => self.common_bytes = key.len(),
+            Some(first) => {
+                let common = &first.key[..self.common_bytes];
+                if !key.starts_with(common) {
+                    self.common_bytes = key.iter().zip(common).take_while(|(a, b)| a == b).count();
+                }
+            }
+        }
+        self.entries.push(Entry { key, value, seqno, kind });
+        self.user_bytes += (key.len() + value.len()) as u64;
+    }
+
+    /// True if it should not take the operations of another commit.
+    pub fn is_full(&self) -> bool {
+        self.entries.len() > (u32::MAX / 2) as usize
+    }
+
+    /// Bytes of their keys and values.
+    pub fn user_bytes(&self) -> u64 {
+        self.user_bytes
     }
 
     /// What they take, with the room that a growing list leaves.
     pub fn memory_bytes(&self) -> usize {
-        2 * self.entries.len() * size_of::<Entry<'_>>()
+        self.entries.len() * (2 * size_of::<Entry<'_>>() + size_of::<Place>())
     }
 
-    /// A cursor over them, sorted.
-    pub fn sorted(&mut self) -> ReplayedCursor<'_> {
-        self.entries.sort_unstable_by(Entry::compare);
-        ReplayedCursor { entries: &self.entries, at: None }
+    /// All of them.
+    pub fn whole(&mut self) -> Part<'_, 'a> {
+        self.fill_places();
+        Part { places: &mut self.places, entries: &self.entries, common_bytes: self.common_bytes }
+    }
+
+    /// Two parts of about as many operations each, the smaller keys in the first one. Either may be
+    /// empty, since all operations on a key are in the same part.
+    pub fn halves(&mut self) -> (Part<'_, 'a>, Part<'_, 'a>) {
+        self.fill_places();
+        let mut middle = self.places.len() / 2;
+        if middle > 0 {
+            let (before, at, _) = self.places.select_nth_unstable_by_key(middle, |p| p.head);
+            // Those of the same head: together to the other half.
+            let mut end = before.len();
+            for i in (0..end).rev() {
+                if before[i].head == at.head {
+                    end -= 1;
+                    before.swap(i, end);
+                }
+            }
+            middle = end;
+        }
+        let (first, second) = self.places.split_at_mut(middle);
+        let (entries, common_bytes) = (&self.entries[..], self.common_bytes);
+        let part = |places| Part { places, entries, common_bytes };
+        (part(first), part(second))
+    }
+
+    fn fill_places(&mut self) {
+        let place = |(index, entry): (usize, &Entry<'_>)| {
+            let head = head_of(&entry.key[self.common_bytes..]);
+            Place { head, index: index as u32 }
+        };
+        self.places.clear();
+        self.places.extend(self.entries.iter().enumerate().map(place));
     }
 }
 
-/// See [`Replayed::sorted`].
-pub(crate) struct ReplayedCursor<'a> {
-    entries: &'a [Entry<'a>],
+/// The first bytes as a number, zeros behind them if there are fewer.
+fn head_of(key: &[u8]) -> u64 {
+    let mut head = [0; HEAD_BYTES];
+    let len = key.len().min(HEAD_BYTES);
+    head[..len].copy_from_slice(&key[..len]);
+    u64::from_be_bytes(head)
+}
+
+/// Operations that become tables together. See [`Replayed::halves`].
+pub(crate) struct Part<'s, 'a> {
+    places: &'s mut [Place],
+    entries: &'s [Entry<'a>],
+    common_bytes: usize,
+}
+
+impl<'s, 'a> Part<'s, 'a> {
+    /// A cursor over them, sorted: by key, then from the newest to the oldest.
+    pub fn sorted(self) -> ReplayedCursor<'s, 'a> {
+        sort(self.places, self.entries, self.common_bytes, HEADS_MAX);
+        ReplayedCursor { places: self.places, entries: self.entries, at: None }
+    }
+}
+
+/// Sorts places whose keys are alike up to `from`, where their heads are from; then those with equal
+/// heads by what follows, `heads` times at most.
+fn sort(places: &mut [Place], entries: &[Entry<'_>], from: usize, heads: usize) {
+    let entry = |place: &Place| &entries[place.index as usize];
+    let compare = |a: &Place, b: &Place| {
+        let (a, b) = (entry(a), entry(b));
+        a.key[from..].cmp(&b.key[from..]).then_with(|| b.seqno.cmp(&a.seqno))
+    };
+    places.sort_unstable_by_key(|place| place.head);
+    let next = from + HEAD_BYTES;
+    for alike in places.chunk_by_mut(|a, b| a.head == b.head) {
+        let goes_on = |place: &Place| entry(place).key.len() > next;
+        if alike.len() > ALIKE_MIN && heads > 1 && alike.iter().all(goes_on) {
+            alike.iter_mut().for_each(|place| place.head = head_of(&entry(place).key[next..]));
+            sort(alike, entries, next, heads - 1);
+        } else if alike.len() > 1 {
+            alike.sort_unstable_by(compare);
+        }
+    }
+}
+
+/// See [`Part::sorted`].
+pub(crate) struct ReplayedCursor<'s, 'a> {
+    places: &'s [Place],
+    entries: &'s [Entry<'a>],
     at: Option<usize>,
 }
 
-impl ReplayedCursor<'_> {
-    fn entry(&self) -> &Entry<'_> {
-        &self.entries[self.at.expect("it is valid")]
+impl<'a> ReplayedCursor<'_, 'a> {
+    fn entry_at(&self, at: usize) -> &Entry<'a> {
+        &self.entries[self.places[at].index as usize]
+    }
+
+    fn entry(&self) -> &Entry<'a> {
+        self.entry_at(self.at.expect("it is valid"))
     }
 
     fn go_to(&mut self, at: usize) {
-        self.at = Some(at).filter(|at| *at < self.entries.len());
+        self.at = Some(at).filter(|at| *at < self.places.len());
     }
 
     /// How many entries come before (key, seqno).
     fn count_before(&self, key: &[u8], seqno: SeqNo) -> usize {
-        self.entries.partition_point(|entry| {
+        self.places.partition_point(|place| {
+            let entry = &self.entries[place.index as usize];
             entry.key.cmp(key).then_with(|| seqno.cmp(&entry.seqno)) == Ordering::Less
         })
     }
 }
 
-impl Cursor for ReplayedCursor<'_> {
+impl Cursor for ReplayedCursor<'_, '_> {
     fn valid(&self) -> bool {
         self.at.is_some()
     }
@@ -99,7 +203,7 @@ impl Cursor for ReplayedCursor<'_> {
     }
 
     fn seek_to_last(&mut self) -> Result<()> {
-        self.at = self.entries.len().checked_sub(1);
+        self.at = self.places.len().checked_sub(1);
         Ok(())
     }
 
@@ -116,7 +220,11 @@ impl Cursor for ReplayedCursor<'_> {
     #[inline]
     fn next(&mut self) -> Result<()> {
         let at = self.at.expect("it is valid") + 1;
-        if let Some(ahead) = self.entries.get(at + AHEAD) {
+        if let Some(place) = self.places.get(at + 2 * AHEAD) {
+            prefetch(self.entries, place.index as usize);
+        }
+        if at + AHEAD < self.places.len() {
+            let ahead = self.entry_at(at + AHEAD);
             prefetch(ahead.key, 0);
             prefetch(ahead.value, 0);
         }
@@ -171,11 +279,12 @@ mod tests {
     #[test]
     fn entries_come_in_the_order_of_tables_both_ways() {
         let rng = &mut fastrand::Rng::with_seed(7);
+        let long = "x".repeat(HEAD_BYTES * (HEADS_MAX + 2));
         let families =
-            ["", "a", "a\0", "sixteen bytes of", "sixteen bytes of\0", "sixteen bytes ofa"];
+            ["", "a", "a\0", "sixteen bytes of", "sixteen bytes of\0", "sixteen bytes ofa", &long];
         let mut model: Vec<(Vec<u8>, SeqNo)> = Vec::new();
         for seqno in 1..2000 {
-            let key = format!("{}{}", families[rng.usize(..6)], ["", "\0", "x"][rng.usize(..3)]);
+            let key = format!("{}{}", families[rng.usize(..7)], ["", "\0", "x"][rng.usize(..3)]);
             model.push((key.into_bytes(), SeqNo(seqno)));
         }
         let mut replayed = Replayed::default();
@@ -186,7 +295,7 @@ mod tests {
             |a: &(Vec<u8>, SeqNo), b: &(Vec<u8>, SeqNo)| key::compare(&a.0, a.1, &b.0, b.1);
         let mut expected = model.clone();
         expected.sort_by(sorted_by);
-        let mut cursor = replayed.sorted();
+        let mut cursor = replayed.whole().sorted();
         for forward in [true, false] {
             let mut found = Vec::new();
             if forward {
@@ -211,6 +320,41 @@ mod tests {
             let before =
                 expected.iter().rposition(|entry| sorted_by(entry, &(key.clone(), *seqno)).is_lt());
             assert_eq!(cursor.valid().then(|| cursor.seqno()), before.map(|at| expected[at].1));
+        }
+    }
+
+    #[test]
+    fn halves_are_all_of_it_and_share_no_key() {
+        let rng = &mut fastrand::Rng::with_seed(8);
+        for keys in [0, 1, 2, 3, 100, 5000] {
+            let names: Vec<_> = (0..keys).map(|i| format!("a key of some length {i}")).collect();
+            let mut replayed = Replayed::default();
+            let mut model: Vec<(Vec<u8>, SeqNo)> = Vec::new();
+            for seqno in 1..=if keys == 0 { 0 } else { 2000 } {
+                let key = &names[rng.usize(..keys)];
+                replayed.push(key.as_bytes(), SeqNo(seqno), EntryKind::Put, b"value");
+                model.push((key.clone().into_bytes(), SeqNo(seqno)));
+            }
+            model.sort_by(|a, b| key::compare(&a.0, a.1, &b.0, b.1));
+            let bytes: usize = model.iter().map(|(key, _)| key.len() + 5).sum();
+            assert_eq!(replayed.user_bytes(), bytes as u64);
+            let (first, second) = replayed.halves();
+            let (mut found, mut sizes) = (Vec::new(), Vec::new());
+            for mut cursor in [first.sorted(), second.sorted()] {
+                let before = found.len();
+                cursor.seek_to_first().unwrap();
+                while cursor.valid() {
+                    found.push((cursor.key().to_vec(), cursor.seqno()));
+                    cursor.next().unwrap();
+                }
+                sizes.push(found.len() - before);
+            }
+            assert!(found == model, "{keys} keys");
+            let at = sizes[0];
+            assert!(at == 0 || at == found.len() || found[at - 1].0 != found[at].0, "{keys} keys");
+            if keys >= 100 {
+                assert!(sizes[0].abs_diff(sizes[1]) < 100, "{keys} keys: {sizes:?}");
+            }
         }
     }
 

@@ -84,6 +84,8 @@ pub(crate) enum Job {
     Freeze(Arc<Tree>, Arc<Memtable>),
     /// Remove files that nothing needs any more; with a record before, if one is missing.
     Clean,
+    /// Remove those of them that may go without.
+    Remove,
     /// See whether a full disk has space again.
     Probe,
 }
@@ -250,8 +252,8 @@ impl Engine {
         self.pipeline.breaker.check().is_err()
     }
 
-    /// Probes a full disk. Removes files, which without a settler wait for the next edit, since a
-    /// record of its own is an fsync.
+    /// Probes a full disk. Removes files that wait for nothing, as an open leaves them, and for a settler
+    /// those that wait for the next edit, since a record of its own is an fsync.
     fn find_small(&self, state: &mut State) -> Option<Job> {
         if state.running_jobs > 0 {
             return None;
@@ -261,6 +263,9 @@ impl Engine {
             // A repair waits until no job runs; one probe after the other would keep it waiting.
             let may_probe = full && !self.pipeline.breaker.is_being_repaired();
             return may_probe.then_some(Job::Probe);
+        }
+        if self.has_removable() {
+            return Some(Job::Remove);
         }
         let is_last = state.settling > 0
             && self.find_flush(state).is_none()
@@ -403,6 +408,11 @@ impl Engine {
         self.catalog.try_lock().is_none_or(|catalog| catalog.has_obsolete())
     }
 
+    /// True if files are seen that may be removed now.
+    fn has_removable(&self) -> bool {
+        self.catalog.try_lock().is_some_and(|catalog| catalog.has_removable())
+    }
+
     fn run_job(&self, job: &Job, aside: &Aside<'_>) -> Result<()> {
         let began = self.runtime.now();
         let ran = match job {
@@ -413,6 +423,10 @@ impl Engine {
                 return Ok(());
             }
             Job::Clean => self.clean(),
+            Job::Remove => {
+                self.remove_obsolete();
+                return Ok(());
+            }
             Job::Probe => return self.probe(),
         };
         let busy = self.runtime.now().saturating_sub(began + aside.took());
@@ -616,7 +630,7 @@ impl State {
                 None
             }
             Job::Compact(tree, plan) => Some(self.claims.entry(tree.id).or_default().claim(plan)),
-            Job::Freeze(..) | Job::Clean | Job::Probe => None,
+            Job::Freeze(..) | Job::Clean | Job::Remove | Job::Probe => None,
         }
     }
 

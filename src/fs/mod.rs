@@ -203,6 +203,8 @@ pub trait Lock: Send + Sync + fmt::Debug {}
 
 /// A whole file is read in pieces of so many bytes.
 const PIECE_BYTES: u64 = 1 << 20;
+/// Zeros at the end of a log are looked for in pieces of so many bytes.
+const PAGE_BYTES: usize = 4096;
 
 /// The first `bytes` bytes of a file, read and not mapped: a sector that the disk cannot read is an
 /// error then, and no signal. Takes memory only as the bytes arrive, so that a length that is
@@ -220,19 +222,34 @@ pub(crate) fn read_first(file: &dyn File, bytes: u64) -> io::Result<Vec<u8>> {
     Ok(all)
 }
 
-/// The whole of a log as memory, and where its zeros begin: see [`File::zeros_from`].
+/// The whole of a log as memory, and where its zeros begin: see [`File::zeros_from`]; here what was made
+/// present ahead of the log's end is known to be zeros as well.
 ///
 /// # Errors
 /// `UnexpectedEof` if the file is not as long as it says, and those of the file system.
 pub(crate) fn map_log(file: &dyn File) -> io::Result<(Bytes, u64)> {
     // Before it is mapped: pages that are present count as data.
     let zeros_from = file.zeros_from()?;
-    let (bytes, len) = (file.map()?, file.len()?);
-    // What lies beyond a length that is too short would be taken for zeros.
-    match length_fits("log.bytes", bytes.len() as u64 == len) {
-        true => Ok((bytes, zeros_from)),
-        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    let len = file.len()?;
+    if zeros_from == 0
+        && len > 0
+        && let Ok(len) = usize::try_from(len)
+    {
+        // A look at the first byte of a spare log would have 8 MiB of its pages made.
+        return Ok((Bytes::from(vec![0; len]), 0));
     }
+    let bytes = file.map()?;
+    // What lies beyond a length that is too short would be taken for zeros.
+    if !length_fits("log.bytes", bytes.len() as u64 == len) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // A disk that lies may say that they begin beyond the end.
+    let begun = &bytes[..usize::try_from(zeros_from).unwrap_or(usize::MAX).min(bytes.len())];
+    let pages = begun.chunks(PAGE_BYTES);
+    let zeros = |page: &[u8]| page.iter().fold(0, |all, byte| all | byte) == 0;
+    let used = pages.rev().skip_while(|page| zeros(page)).count();
+    let zeros_from = begun.len().min(used * PAGE_BYTES) as u64;
+    Ok((bytes, zeros_from))
 }
 
 /// Copies a file; the copy, which must not be there yet, is synced at the site of this name, and its
@@ -419,6 +436,25 @@ mod tests {
         let short = Short(file);
         assert_eq!(map_log(&short).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         without_length_check("log.bytes", || assert_eq!(map_log(&short).unwrap().1, 56));
+    }
+
+    #[test]
+    fn zeros_of_a_log_begin_at_the_page_behind_its_last_byte() {
+        let disk = sim::SimFs::new();
+        let file = disk.create(Path::new("/a")).unwrap();
+        for (written, expected) in [(1, 4096), (4096, 4096), (4097, 8192), (20_000, 20_000)] {
+            file.set_len(20_000).unwrap();
+            file.write_at(written - 1, &[1]).unwrap();
+            let (bytes, zeros_from) = map_log(&*file).unwrap();
+            assert_eq!((bytes.len(), zeros_from), (20_000, expected));
+        }
+        let real = RealFs::new();
+        let directory = tempfile::tempdir().unwrap();
+        let spare = directory.path().join("spare");
+        real.create_log(&spare, 1 << 20).unwrap();
+        let (bytes, zeros_from) = map_log(&*real.open(&spare).unwrap()).unwrap();
+        assert!(bytes.len() == 1 << 20 && bytes.iter().all(|byte| *byte == 0));
+        assert!(zeros_from <= 4096, "{zeros_from}");
     }
 
     #[test]

@@ -27,10 +27,11 @@
 //! cannot come from a crash: they are corruption. (So a writer that needs a larger file than the
 //! one made ready takes a new number, and removes the ready one.)
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 
+use crate::checksum::Checksum;
 use crate::error::Error;
 use crate::file::{FileHeader, FileKind, FileNumber, HEADER_BYTES, Lsn};
 use crate::fs;
@@ -116,14 +117,21 @@ pub(crate) struct Outcome {
 struct Link {
     path: PathBuf,
     header: FileHeader,
+    checksum: Checksum,
     bytes: Bytes,
     zeros_from: u64,
 }
 
 impl Link {
+    fn new(header: FileHeader, LogFile { path, bytes, zeros_from, .. }: LogFile) -> Link {
+        let checksum = Checksum::new(header.id);
+        Link { path, header, checksum, bytes, zeros_from }
+    }
+
     /// A reader of the records from `lsn` on, up to this many bytes of the file.
     fn reader(&self, end: usize, lsn: Lsn) -> Reader<'_> {
-        Reader::new(&self.header, &self.bytes[..end], lsn).with_zeros_from(self.zeros_from)
+        Reader::with(self.checksum, &self.header, &self.bytes[..end], lsn)
+            .with_zeros_from(self.zeros_from)
     }
 }
 
@@ -425,11 +433,10 @@ impl LogChain {
 fn sort_out(files: Vec<LogFile>, mode: Mode) -> Result<(Vec<Link>, Vec<Unreadable>), Error> {
     let mut links = Vec::new();
     let mut unreadable = Vec::new();
-    for LogFile { path, number, bytes, zeros_from } in files {
-        match FileHeader::decode(&bytes, FileKind::Log, &path) {
-            Ok(header) if header.number == number => {
-                links.push(Link { path, header, bytes, zeros_from });
-            }
+    for file in files {
+        let (path, number) = (file.path.clone(), file.number);
+        match FileHeader::decode(&file.bytes, FileKind::Log, &path) {
+            Ok(header) if header.number == number => links.push(Link::new(header, file)),
             // Which of the two numbers is wrong is not known: it is no part of the log.
             Ok(_) if mode != Mode::Strict => {
                 unreadable.push(Unreadable { path, number, repaired: None });
@@ -439,7 +446,7 @@ fn sort_out(files: Vec<LogFile>, mode: Mode) -> Result<(Vec<Link>, Vec<Unreadabl
                 return Err(Error::corruption(path, 32, expected, found));
             }
             Err(error) if error.is_corruption() => {
-                let repaired = repair(&path, number, &bytes, zeros_from);
+                let repaired = repair(&file);
                 unreadable.push(Unreadable { path, number, repaired });
             }
             Err(error) => return Err(error),
@@ -450,8 +457,8 @@ fn sort_out(files: Vec<LogFile>, mode: Mode) -> Result<(Vec<Link>, Vec<Unreadabl
 
 /// The file under its header with one bit flipped back, if that makes it a valid one. A CRC-32
 /// over 124 bytes tells any two headers apart that differ in up to 3 bits, so at most one is.
-fn repair(path: &Path, number: FileNumber, bytes: &Bytes, zeros_from: u64) -> Option<Link> {
-    let damaged = bytes.first_chunk::<HEADER_BYTES>()?;
+fn repair(file: &LogFile) -> Option<Link> {
+    let damaged = file.bytes.first_chunk::<HEADER_BYTES>()?;
     if *damaged == [0; HEADER_BYTES] {
         // A spare that was never begun, as every open finds one: a thousand vain attempts.
         return None;
@@ -461,16 +468,15 @@ fn repair(path: &Path, number: FileNumber, bytes: &Bytes, zeros_from: u64) -> Op
     let differing = |at: usize, known: &[u8; 8]| -> u32 {
         damaged[at..].iter().zip(known).map(|(a, b)| (a ^ b).count_ones()).sum()
     };
-    if differing(0, FileKind::Log.magic()) + differing(32, &number.0.to_le_bytes()) > 1 {
+    if differing(0, FileKind::Log.magic()) + differing(32, &file.number.0.to_le_bytes()) > 1 {
         return None;
     }
     for bit in 0..HEADER_BYTES * 8 {
         let mut candidate = *damaged;
         candidate[bit / 8] ^= 1 << (bit % 8);
-        match FileHeader::decode(&candidate, FileKind::Log, path) {
-            Ok(header) if header.number == number => {
-                let (path, bytes) = (path.to_path_buf(), bytes.clone());
-                return Some(Link { path, header, bytes, zeros_from });
+        match FileHeader::decode(&candidate, FileKind::Log, &file.path) {
+            Ok(header) if header.number == file.number => {
+                return Some(Link::new(header, file.clone()));
             }
             _ => {}
         }
@@ -494,6 +500,8 @@ fn check_order(links: &[Link]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::record::reader::tests::LogBuilder;
 

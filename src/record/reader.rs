@@ -188,8 +188,18 @@ impl<'a> Reader<'a> {
     /// at the record at `from`, which must not be before the file's first LSN.
     #[must_use]
     pub(crate) fn new(header: &FileHeader, bytes: &'a [u8], from: Lsn) -> Reader<'a> {
+        Reader::with(Checksum::new(header.id), header, bytes, from)
+    }
+
+    /// The same, given the checksums of the file.
+    #[must_use]
+    pub(crate) fn with(
+        checksum: Checksum,
+        header: &FileHeader,
+        bytes: &'a [u8],
+        from: Lsn,
+    ) -> Reader<'a> {
         assert!(from >= header.first_lsn, "{from:?} is before {:?}", header.first_lsn);
-        let checksum = Checksum::new(header.id);
         let offset = offset_of(header, from);
         let zeros_from = bytes.len() as u64;
         Reader { bytes, checksum, first_lsn: header.first_lsn, offset, ended: false, zeros_from }

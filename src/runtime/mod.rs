@@ -116,6 +116,31 @@ impl Runtime {
         }
     }
 
+    /// False if threads that are started never run.
+    #[must_use]
+    pub fn runs_threads(&self) -> bool {
+        match &self.0 {
+            Kind::Threads { .. } => true,
+            #[cfg(any(test, feature = "testing"))]
+            Kind::Stepper(_) => true,
+            #[cfg(any(test, feature = "testing"))]
+            Kind::Alone => false,
+        }
+    }
+
+    /// Runs both and returns when both have ended: at the same time if they are threads of the
+    /// operating system, else one after the other.
+    ///
+    /// # Panics
+    /// If one of them does.
+    pub fn join<A: Send, B>(&self, a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B) -> (A, B) {
+        match &self.0 {
+            Kind::Threads { .. } => threads::join(a, b),
+            #[cfg(any(test, feature = "testing"))]
+            Kind::Stepper(_) | Kind::Alone => (a(), b()),
+        }
+    }
+
     /// Time since the runtime was made. Never goes back.
     #[must_use]
     pub fn now(&self) -> Duration {

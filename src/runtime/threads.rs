@@ -1,9 +1,11 @@
 //! The operating system's threads.
 
 use std::io;
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, ScopedJoinHandle};
 #[cfg(target_os = "linux")]
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::runtime::Priority;
 
@@ -29,6 +31,23 @@ pub(crate) fn spawn(
     })
 }
 
+/// Runs `a` in a thread of its own and `b` here; both here if no thread may be made.
+pub(crate) fn join<A: Send, B>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B) -> (A, B) {
+    let waiting = Mutex::new(Some(a));
+    let take = || waiting.lock().take();
+    std::thread::scope(|scope| {
+        let thread = Builder::new().name("esker-join".to_string());
+        let thread = thread.spawn_scoped(scope, || take().map(|a| a()));
+        let b = b();
+        let a = match thread.map(ScopedJoinHandle::join) {
+            Ok(Ok(a)) => a,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(_) => take().map(|a| a()),
+        };
+        (a.expect("nobody else takes it"), b)
+    })
+}
+
 /// The time of the kernel's last tick, of every 1 to 10 ms: reading it does not read the processor's
 /// counter. (Not by rustix, whose way to the clock ends a program that runs under valgrind.)
 #[cfg(target_os = "linux")]
@@ -47,6 +66,20 @@ mod tests {
     use crate::runtime::{Condvar, Mutex, Priority, Runtime};
     use std::sync::Arc;
     use std::time::Duration;
+
+    #[test]
+    fn two_run_at_the_same_time_and_a_panic_of_either_comes_out() {
+        let runtime = Runtime::threads();
+        let both = std::sync::Barrier::new(2);
+        let (one, two) = runtime.join(|| both.wait().is_leader(), || both.wait().is_leader());
+        assert_ne!(one, two);
+        let died =
+            |a: fn(), b: fn()| std::panic::catch_unwind(|| Runtime::threads().join(a, b)).is_err();
+        assert!(died(|| panic!("the first one"), || {}));
+        assert!(died(|| {}, || panic!("the second one")));
+        let (one, two) = Runtime::alone().join(|| 1, || "two");
+        assert_eq!((one, two), (1, "two"));
+    }
 
     #[test]
     fn a_task_runs_and_joins_and_has_its_own_priority() {

@@ -28,8 +28,10 @@ use crate::table::{
     Buffers, CODEC_LZ4, CODEC_NONE, Origin, SEQNO_BEFORE_ALL, TableConfig, TableFacts,
 };
 
-/// The file is written in pieces of so many bytes, and not of fewer than the next.
-const CHUNK_BYTES: usize = 2 << 20;
+/// The file is written in pieces of so many bytes, and not of fewer than the next. Not of 2 MiB or more:
+/// the page cache then takes huge pages, which a virtual machine may have to get back from its host
+/// (decision 21).
+const CHUNK_BYTES: usize = 1 << 20;
 const CHUNK_BYTES_MIN: usize = 64 << 10;
 /// A value of so many bytes is written by itself.
 const HUGE_BYTES: usize = 2 << 20;

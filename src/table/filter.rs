@@ -77,8 +77,10 @@ pub(crate) fn build(kind: Filter, hashes: &mut Vec<u64>, out: &mut Vec<u8>) -> b
         Filter::BinaryFuse8 => {
             // Equal hashes keep the construction from ever succeeding, after a thousand tries of
             // 15 ms; who chooses the keys can choose equal hashes.
-            hashes.sort_unstable();
-            hashes.dedup();
+            if has_equal(hashes) {
+                hashes.sort_unstable();
+                hashes.dedup();
+            }
             match BinaryFuse8::try_from_iterator(hashes.iter().copied()) {
                 Ok(filter) => put_fuse(&filter, out),
                 Err(_) => put_bloom(BLOOM_BITS_INSTEAD, hashes, out),
@@ -86,6 +88,31 @@ pub(crate) fn build(kind: Filter, hashes: &mut Vec<u64>, out: &mut Vec<u8>) -> b
             true
         }
     }
+}
+
+/// True if two of these hashes are equal. Sorting them to see that takes five times as long.
+fn has_equal(hashes: &[u64]) -> bool {
+    // A bit for each sixteenth of a hash: only those whose bit is another one's too can be equal to it.
+    let bits = (hashes.len() * 16).next_power_of_two().max(64);
+    let shift = u64::BITS - bits.ilog2();
+    let place = |hash: u64| ((hash >> shift) as usize / 64, 1u64 << ((hash >> shift) % 64));
+    let mut first = vec![0u64; bits / 64];
+    let mut again = first.clone();
+    for &hash in hashes {
+        let (word, bit) = place(hash);
+        again[word] |= first[word] & bit;
+        first[word] |= bit;
+    }
+    let mut alike: Vec<u64> = hashes
+        .iter()
+        .copied()
+        .filter(|&hash| {
+            let (word, bit) = place(hash);
+            again[word] & bit != 0
+        })
+        .collect();
+    alike.sort_unstable();
+    alike.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 fn put_bloom(bits_per_key: u8, hashes: &[u64], out: &mut Vec<u8>) {
@@ -289,6 +316,27 @@ mod tests {
             let others = (1_000_000..1_100_000u64).map(|n| crate::key::hash(&n.to_le_bytes()));
             let found = others.filter(|&hash| filter.may_contain(hash)).count();
             assert!(found < most, "{kind:?}: {found} of 100,000");
+        }
+    }
+
+    #[test]
+    fn equal_hashes_are_seen_wherever_they_are() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let rng = &mut fastrand::Rng::with_seed(seed);
+        for count in [0, 1, 2, 3, 100, 5000] {
+            for clustered in [false, true] {
+                // Clustered ones share all their bits, so that each is looked at.
+                let hash = |n: u64| if clustered { n } else { crate::key::hash(&n.to_le_bytes()) };
+                let mut hashes: Vec<u64> = (0..count).map(hash).collect();
+                rng.shuffle(&mut hashes);
+                assert!(!has_equal(&hashes), "{count}");
+                if count > 1 {
+                    let (from, to) = (rng.usize(..hashes.len()), rng.usize(..hashes.len()));
+                    hashes.insert(to, hashes[from]);
+                    assert!(has_equal(&hashes), "{count} and one again");
+                }
+            }
         }
     }
 

@@ -463,7 +463,8 @@ impl Repair<'_> {
         // Nothing runs in it, and it is dropped at once: what was wanted are its files.
         let resources = Resources::of(Runtime::threads(), &self.options);
         let options = self.options.clone();
-        recover(self.fs.clone(), resources.shared(), self.dir, options, found)?;
+        let engine = recover(self.fs.clone(), resources.shared(), self.dir, options, found)?;
+        engine.remove_obsolete();
         Ok(())
     }
 

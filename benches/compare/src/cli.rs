@@ -68,6 +68,10 @@ pub struct Compare {
     /// Cut off a workload after so long. Its rate then is of what was done, and is marked
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
     seconds: Duration,
+    /// Most memory of an engine's process, its page cache included; suffixes M and G. By a control group
+    /// made for it, which needs root
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory_limit: Option<u64>,
     /// Directory for the databases, which are removed again. On the disk that is to be measured
     #[arg(long, value_name = "DIR", default_value = "compare-data")]
     pub db: PathBuf,
@@ -116,7 +120,8 @@ impl Compare {
         let all = Kind::value_variants();
         let given = if self.pair.is_empty() { &self.engines } else { &self.pair };
         if given.is_empty() {
-            return Ok(all.iter().copied().filter(|kind| kind.is_built()).collect());
+            let usual = |kind: &Kind| kind.is_built() && *kind != Kind::EskerPread;
+            return Ok(all.iter().copied().filter(usual).collect());
         }
         let mut kinds = Vec::new();
         for &kind in given {
@@ -173,6 +178,17 @@ fn parse_count(text: &str) -> std::result::Result<u64, String> {
     count
         .filter(|count| (10_000..=10_000_000_000).contains(count))
         .ok_or_else(|| "a number of records is 10K to 10000M".into())
+}
+
+/// At least 64 MiB: less than a write buffer would measure nothing.
+fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 1 << 20),
+        Some(b'g' | b'G') => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(factor));
+    bytes.filter(|bytes| *bytes >= 64 << 20).ok_or_else(|| "a limit is 64M or more".into())
 }
 
 fn parse_seconds(text: &str) -> std::result::Result<Duration, String> {

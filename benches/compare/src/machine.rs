@@ -4,11 +4,13 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use crate::failure::{Failure, Result};
 
 /// One line about the machine.
 pub fn describe() -> String {
@@ -68,6 +70,47 @@ pub fn claim_memory(bytes: u64) {
     let mut claimed = vec![0_u8; bytes as usize];
     claimed.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
     std::hint::black_box(&claimed);
+}
+
+/// A control group with little memory, for processes and what they have in the page cache.
+pub struct MemoryLimit(PathBuf);
+
+impl MemoryLimit {
+    /// Makes one, beside that of this process.
+    pub fn make(bytes: u64) -> Result<MemoryLimit> {
+        let root = Path::new("/sys/fs/cgroup");
+        let name = format!("esker-compare-{}", std::process::id());
+        // The first version has a tree for each resource.
+        let first = root.join("memory");
+        let (dir, file) = match first.join("memory.limit_in_bytes").exists() {
+            true => (first.join(name), "memory.limit_in_bytes"),
+            false => {
+                drop(fs::write(root.join("cgroup.subtree_control"), "+memory"));
+                (root.join(name), "memory.max")
+            }
+        };
+        let make = || {
+            fs::create_dir(&dir)?;
+            let limit = MemoryLimit(dir.clone());
+            fs::write(dir.join(file), bytes.to_string())?;
+            Ok(limit)
+        };
+        make().map_err(|error: io::Error| {
+            Failure::new(format!("--memory-limit: {}: {error}; it needs root", dir.display()))
+        })
+    }
+
+    /// Puts a process into it.
+    pub fn put(&self, process: u32) -> Result<()> {
+        Ok(fs::write(self.0.join("cgroup.procs"), process.to_string())?)
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        // Its processes have ended; what stays if they have not is an empty group.
+        let _ = fs::remove_dir(&self.0);
+    }
 }
 
 /// Bytes that the files in `dir` take on the disk, holes not counted, preallocation counted.

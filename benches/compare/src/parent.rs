@@ -17,7 +17,7 @@ use crate::engine::Kind;
 use crate::failure::{Failure, Result};
 use crate::job::{Event, Job, Row, Stage};
 use crate::keys::Key;
-use crate::machine;
+use crate::machine::{self, MemoryLimit};
 use crate::report::{self, Results};
 use crate::workload::{Group, Workload};
 
@@ -32,10 +32,12 @@ const KILLED: i32 = 9;
 pub fn run(compare: &Compare) -> Result<bool> {
     let (kinds, plan) = (compare.kinds()?, compare.plan());
     let place = Place::make(&compare.db)?;
+    let limit = compare.memory_limit.map(MemoryLimit::make).transpose()?;
+    let limited = compare.memory_limit.map(|bytes| format!("; {} MiB a process", bytes >> 20));
     let mut results = Results {
         kinds: kinds.clone(),
         plan: plan.clone(),
-        machine: machine::describe(),
+        machine: machine::describe() + &limited.unwrap_or_default(),
         load: machine::load_average(),
         sync_us: machine::sync_time(&place.0)?.as_secs_f64() * 1e6,
         rounds: compare.rounds(),
@@ -65,7 +67,7 @@ pub fn run(compare: &Compare) -> Result<bool> {
                     plan: plan.clone(),
                     dir: place.0.join(engine.name()),
                 };
-                play(job, round, &bar, &mut results)?;
+                play(job, limit.as_ref(), round, &bar, &mut results)?;
             }
         }
     }
@@ -82,7 +84,13 @@ pub fn run(compare: &Compare) -> Result<bool> {
 }
 
 /// Runs the stages of one group on one engine.
-fn play(job: Job, round: usize, bar: &ProgressBar, results: &mut Results) -> Result<()> {
+fn play(
+    job: Job,
+    limit: Option<&MemoryLimit>,
+    round: usize,
+    bar: &ProgressBar,
+    results: &mut Results,
+) -> Result<()> {
     let stages: &[Stage] = match job.group {
         Group::Recovery | Group::Open => &[Stage::Before, Stage::After],
         _ => &[Stage::Whole],
@@ -94,7 +102,7 @@ fn play(job: Job, round: usize, bar: &ProgressBar, results: &mut Results) -> Res
     for &stage in stages {
         let job = Job { stage, ..job.clone() };
         let (engine, group) = (job.engine, job.group);
-        if let Err(failure) = start(&job, round, bar, &mut results.rows) {
+        if let Err(failure) = start(&job, limit, round, bar, &mut results.rows) {
             let text = format!("{} in {group:?}: {failure}", engine.name());
             bar.suspend(|| eprintln!("compare: {text}"));
             results.failures.push(text);
@@ -105,13 +113,25 @@ fn play(job: Job, round: usize, bar: &ProgressBar, results: &mut Results) -> Res
 }
 
 /// Runs one child to its end.
-fn start(job: &Job, round: usize, bar: &ProgressBar, rows: &mut Vec<Row>) -> Result<()> {
+fn start(
+    job: &Job,
+    limit: Option<&MemoryLimit>,
+    round: usize,
+    bar: &ProgressBar,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("run-one")
         .arg(serde_json::to_string(job)?)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
+    // It has hardly begun.
+    if let Some(Err(failure)) = limit.map(|limit| limit.put(child.id())) {
+        child.kill()?;
+        child.wait()?;
+        return Err(failure);
+    }
     let output = child.stdout.take().expect("it is piped");
     let told = listen(output, round, bar, rows);
     let status = child.wait()?;

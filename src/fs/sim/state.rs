@@ -32,6 +32,8 @@ pub(super) struct State {
     pub(super) ids: u64,
     /// What all files together may hold.
     pub(super) capacity: Option<u64>,
+    /// `create_dir_all` does not sync what it makes.
+    pub(super) forgets_dirs: bool,
 }
 
 #[derive(Clone)]
@@ -139,7 +141,16 @@ impl State {
         let root = Arc::new(DirState::settled(Names::new()));
         let dirs = BTreeMap::from([(ROOT, root)]);
         let files = BTreeMap::new();
-        State { files, dirs, next: ROOT + 1, sequence: 0, boots: 1, ids: 0, capacity: None }
+        State {
+            files,
+            dirs,
+            next: ROOT + 1,
+            sequence: 0,
+            boots: 1,
+            ids: 0,
+            capacity: None,
+            forgets_dirs: false,
+        }
     }
 
     // Finding things.

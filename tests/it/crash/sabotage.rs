@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use esker::fs::intercept::Select;
 use esker::fs::sabotage::{Damage, Place, SabotageFs};
-use esker::fs::sim::SimFs;
+use esker::fs::sim::{SimFs, Survival};
 use esker::fs::{Fs, LENGTH_CHECKS, without_length_check};
 use esker::runtime::Runtime;
 use esker::{Compression, Db, Options, ReadMode};
@@ -142,6 +142,23 @@ fn noticed_of_large_table(
     (fs.damaged(), wasted)
 }
 
+/// The same for the directories of a new database, whose syncs are below the seam.
+fn noticed_of_directories(forgets: bool) -> Option<String> {
+    let (disk, dir) = (SimFs::new(), Path::new("/a/db"));
+    disk.set_forgets_directories(forgets);
+    let open = |disk: SimFs, create: bool| {
+        let (fs, mut options) = (Arc::new(disk), Options::tiny());
+        options.create = create;
+        Db::open_on(fs, Runtime::threads(), dir, options)
+    };
+    let db = open(disk.clone(), true).unwrap();
+    db.put("key", "value").unwrap();
+    db.sync().unwrap();
+    let after = open(disk.snapshot().crash(&Survival::NothingUnsynced), false);
+    let found = after.and_then(|db| db.get("key"));
+    (!matches!(&found, Ok(Some(_)))).then(|| format!("of what was synced: {found:?}"))
+}
+
 #[test]
 fn every_sync_and_rename_that_is_left_out_or_late_is_noticed() {
     let places = places();
@@ -157,6 +174,8 @@ fn every_sync_and_rename_that_is_left_out_or_late_is_noticed() {
         let calls = places.get(&(Some(site), call)).copied().unwrap_or(0);
         (calls, noticed(site, call, damage))
     });
+    assert_eq!(noticed_of_directories(false), None, "nothing was left out");
+    score.note("create_dir_all sync_dir Skip".to_string(), "2 calls", noticed_of_directories(true));
     score.check();
 }
 

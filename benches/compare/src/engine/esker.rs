@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use esker::{Batch, Compression, Counter, Db, Keyspace, KeyspaceOptions, Options};
+use esker::{Batch, Compression, Counter, Db, Keyspace, KeyspaceOptions, Options, ReadMode};
 
 use crate::engine::{Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES};
 use crate::failure::Result;
@@ -15,6 +15,10 @@ pub const CONFIGURATION: &str = "memory 256 MiB: a quarter of it is the write bu
     tables, binary fuse filters). Process: acknowledged once it is in the mapped log. Disk: \
     fdatasync, shared by concurrent commits. Counters: merge with the built-in Counter.";
 
+/// In words, where tables are not mapped.
+pub const CONFIGURATION_PREAD: &str = "as esker, but for its tables, which are read by pread into \
+    the block cache: what is left of the memory.";
+
 /// Four write buffers.
 const MEMORY_BYTES: usize = 4 * WRITE_BUFFER_BYTES;
 
@@ -24,10 +28,11 @@ struct Esker {
 }
 
 /// Opens or creates a database.
-pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
+pub fn open(dir: &Path, setup: Setup, read_mode: ReadMode) -> Result<Box<dyn Engine>> {
     let mut options = Options::default();
     options.memory = MEMORY_BYTES;
     options.compression = Compression::None;
+    options.read_mode = read_mode;
     options.durability = match setup.durability {
         Durability::Process => esker::Durability::Process,
         Durability::Disk => esker::Durability::Disk,

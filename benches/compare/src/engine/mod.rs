@@ -23,6 +23,7 @@ mod surrealkv;
 
 use std::path::Path;
 
+use ::esker::ReadMode;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Result};
@@ -129,6 +130,8 @@ pub trait Engine: Send + Sync {
 pub enum Kind {
     /// This repository's engine, an LSM tree
     Esker,
+    /// The same, reading its tables by pread through its block cache; only if it is named
+    EskerPread,
     /// RocksDB through the crate rocksdb, an LSM tree
     Rocksdb,
     /// An LSM tree
@@ -151,6 +154,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Esker => "esker",
+            Kind::EskerPread => "esker-pread",
             Kind::Rocksdb => "rocksdb",
             Kind::Fjall => "fjall",
             Kind::Surrealkv => "surrealkv",
@@ -161,10 +165,15 @@ impl Kind {
         }
     }
 
+    /// Whether it is this repository's engine.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Kind::Esker | Kind::EskerPread)
+    }
+
     /// Whether this binary was built with it.
     pub fn is_built(self) -> bool {
         match self {
-            Kind::Esker => true,
+            Kind::Esker | Kind::EskerPread => true,
             Kind::Rocksdb => cfg!(feature = "rocksdb"),
             Kind::Fjall => cfg!(feature = "fjall"),
             Kind::Surrealkv => cfg!(feature = "surrealkv"),
@@ -178,7 +187,8 @@ impl Kind {
     /// Opens or creates a database.
     pub fn open(self, dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
         match self {
-            Kind::Esker => esker::open(dir, setup),
+            Kind::Esker => esker::open(dir, setup, ReadMode::Mapped),
+            Kind::EskerPread => esker::open(dir, setup, ReadMode::Pread),
             #[cfg(feature = "rocksdb")]
             Kind::Rocksdb => rocksdb::open(dir, setup),
             #[cfg(feature = "fjall")]
@@ -213,6 +223,7 @@ impl Kind {
     pub fn configuration(self) -> &'static str {
         match self {
             Kind::Esker => esker::CONFIGURATION,
+            Kind::EskerPread => esker::CONFIGURATION_PREAD,
             #[cfg(feature = "rocksdb")]
             Kind::Rocksdb => rocksdb::CONFIGURATION,
             #[cfg(feature = "fjall")]

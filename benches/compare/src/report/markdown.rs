@@ -102,7 +102,7 @@ fn summary(results: &Results) -> String {
 
 /// What stands beside a ratio: whether it is under its floor.
 fn judge(facet: Facet, workload: Workload, ours: Kind, peer: Kind, ratio: f64) -> String {
-    let target = facet.target(workload, peer).filter(|_| ours == Kind::Esker);
+    let target = facet.target(workload, peer).filter(|_| ours.is_ours());
     match target {
         Some(target) if ratio < target.floor => format!(" **under {}**", target.floor),
         Some(target) if ratio < target.goal => format!(" ({})", target.floor),
@@ -114,16 +114,16 @@ fn judge(facet: Facet, workload: Workload, ours: Kind, peer: Kind, ratio: f64) -
 /// How many times better esker is than each other engine.
 fn ratios(results: &Results) -> String {
     let mut text = "\n## How many times better esker is\n\n\
-        In parentheses the floor that is held, or \"goal\" where that is reached.\n\n"
+        The median of the rounds' ratios; in parentheses the floor that is held, or \"goal\" where that \
+        is reached.\n\n"
         .to_owned();
-    let peers: Vec<_> = results.kinds.iter().filter(|kind| **kind != Kind::Esker).collect();
+    let peers: Vec<_> = results.kinds.iter().filter(|kind| !kind.is_ours()).collect();
     let names: Vec<_> = peers.iter().map(|kind| kind.name().to_owned()).collect();
     push_head(&mut text, "workload", &names);
     for workload in results.workloads() {
-        let Some(ours) = results.median(Kind::Esker, workload) else { continue };
         for &facet in Facet::of(workload) {
             let cell = |peer: Kind| {
-                let ratio = facet.ratio(ours, results.median(peer, workload)?)?;
+                let ratio = median(&paired(results, facet, workload, Kind::Esker, peer))?;
                 let judged = judge(facet, workload, Kind::Esker, peer, ratio);
                 Some(format!("{}{judged}", digits(ratio)))
             };
@@ -134,6 +134,28 @@ fn ratios(results: &Results) -> String {
     text
 }
 
+/// The ratios of the rounds, rising.
+fn paired(
+    results: &Results,
+    facet: Facet,
+    workload: Workload,
+    ours: Kind,
+    theirs: Kind,
+) -> Vec<f64> {
+    let pairs = results.rounds_of(ours, workload).filter_map(|row| {
+        let same = |candidate: &&Row| candidate.round == row.round;
+        facet.ratio(row, results.rounds_of(theirs, workload).find(same)?)
+    });
+    let mut ratios: Vec<f64> = pairs.collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios
+}
+
+/// Of numbers that rise; `None` if there are none.
+fn median(numbers: &[f64]) -> Option<f64> {
+    numbers.get(numbers.len() / 2).copied()
+}
+
 /// Median ratio of the pairs of a round, and its range.
 fn pair(results: &Results, ours: Kind, theirs: Kind) -> String {
     let (one, other) = (ours.name(), theirs.name());
@@ -142,12 +164,7 @@ fn pair(results: &Results, ours: Kind, theirs: Kind) -> String {
     push_head(&mut text, "workload", &columns);
     for workload in results.workloads() {
         for &facet in Facet::of(workload) {
-            let pairs = results.rounds_of(ours, workload).filter_map(|row| {
-                let same = |candidate: &&Row| candidate.round == row.round;
-                facet.ratio(row, results.rounds_of(theirs, workload).find(same)?)
-            });
-            let mut ratios: Vec<f64> = pairs.collect();
-            ratios.sort_by(f64::total_cmp);
+            let ratios = paired(results, facet, workload, ours, theirs);
             let (Some(least), Some(most)) = (ratios.first(), ratios.last()) else { continue };
             let median = ratios[ratios.len() / 2];
             let value = |kind| {

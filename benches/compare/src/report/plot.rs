@@ -22,6 +22,7 @@ const SANS: &str = "sans-serif";
 pub fn colour(kind: Kind) -> RGBColor {
     match kind {
         Kind::Esker => RGBColor(200, 60, 30),
+        Kind::EskerPread => RGBColor(230, 140, 110),
         Kind::Rocksdb => RGBColor(70, 110, 180),
         Kind::Fjall => RGBColor(60, 150, 100),
         Kind::Surrealkv => RGBColor(150, 90, 170),
