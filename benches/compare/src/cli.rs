@@ -120,7 +120,7 @@ impl Compare {
         let all = Kind::value_variants();
         let given = if self.pair.is_empty() { &self.engines } else { &self.pair };
         if given.is_empty() {
-            let usual = |kind: &Kind| kind.is_built() && *kind != Kind::EskerPread;
+            let usual = |kind: &Kind| kind.is_built() && !kind.is_variant();
             return Ok(all.iter().copied().filter(usual).collect());
         }
         let mut kinds = Vec::new();

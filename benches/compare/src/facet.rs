@@ -90,7 +90,7 @@ impl Facet {
         let (floor, goal) = match peer {
             Kind::Rocksdb => rocksdb,
             Kind::Fjall | Kind::Surrealkv => lsm,
-            Kind::Heed => lmdb,
+            Kind::Heed | Kind::HeedWritemap => lmdb,
             _ => None,
         }?;
         Some(Target { floor, goal })

@@ -11,11 +11,14 @@ use crate::failure::Result;
 use crate::keys::Key;
 
 /// In words.
-pub const CONFIGURATION: &str = "map of 64 GiB, written in place (WRITEMAP); a transaction for \
-    each operation. Process: NOSYNC, so that a commit is in the page cache: kept on SIGKILL, but \
-    a power loss may damage the whole file, where a log loses its tail at most. Disk: commits \
-    with fsync, without WRITEMAP. Its cache is the page cache, not limited here. Counters: read \
-    and write in one transaction. Settled: nothing to do.";
+pub const CONFIGURATION: &str = "map of 64 GiB; a transaction for each operation. Process: NOSYNC, so \
+    that a commit is in the page cache: kept on SIGKILL, but a power loss may damage the whole file, \
+    where a log loses its tail at most. Disk: commits with fsync. Its cache is the page cache, not \
+    limited here. Counters: read and write in one transaction. Settled: nothing to do.";
+
+/// In words, where the map is written in place.
+pub const CONFIGURATION_WRITEMAP: &str = "as heed, but Process with WRITEMAP: pages are changed in the \
+    map, with no write(2), and a stray pointer of the program changes them too.";
 
 /// Of keys.
 type Range<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
@@ -29,7 +32,7 @@ struct Lmdb {
 }
 
 /// Opens or creates a database.
-pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
+pub fn open(dir: &Path, setup: Setup, in_place: bool) -> Result<Box<dyn Engine>> {
     std::fs::create_dir_all(dir)?;
     let mut options = EnvOpenOptions::new();
     options.map_size(MAP_BYTES).max_readers(256);
@@ -37,7 +40,10 @@ pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
         #[expect(unsafe_code, reason = "heed leaves LMDB's conditions to the caller")]
         // SAFETY: no other process has this file, and a damaged one is given up with the run.
         unsafe {
-            options.flags(EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP)
+            options.flags(match in_place {
+                true => EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP,
+                false => EnvFlags::NO_SYNC,
+            })
         };
     }
     #[expect(unsafe_code, reason = "heed leaves LMDB's conditions to the caller")]

@@ -143,6 +143,9 @@ pub enum Kind {
     /// LMDB through the crate heed, a copy-on-write B+tree
     #[value(alias = "lmdb")]
     Heed,
+    /// The same, writing its map in place; only if it is named
+    #[value(alias = "lmdb-writemap")]
+    HeedWritemap,
     /// A copy-on-write B+tree
     Redb,
     /// A Bw-tree over a log
@@ -160,9 +163,15 @@ impl Kind {
             Kind::Surrealkv => "surrealkv",
             Kind::Canopydb => "canopydb",
             Kind::Heed => "heed",
+            Kind::HeedWritemap => "heed-writemap",
             Kind::Redb => "redb",
             Kind::Sled => "sled",
         }
+    }
+
+    /// Whether it only runs if it is named: another way to use one that runs anyway.
+    pub fn is_variant(self) -> bool {
+        matches!(self, Kind::EskerPread | Kind::HeedWritemap)
     }
 
     /// Whether it is this repository's engine.
@@ -178,7 +187,7 @@ impl Kind {
             Kind::Fjall => cfg!(feature = "fjall"),
             Kind::Surrealkv => cfg!(feature = "surrealkv"),
             Kind::Canopydb => cfg!(feature = "canopydb"),
-            Kind::Heed => cfg!(feature = "heed"),
+            Kind::Heed | Kind::HeedWritemap => cfg!(feature = "heed"),
             Kind::Redb => cfg!(feature = "redb"),
             Kind::Sled => cfg!(feature = "sled"),
         }
@@ -198,7 +207,9 @@ impl Kind {
             #[cfg(feature = "canopydb")]
             Kind::Canopydb => canopydb::open(dir, setup),
             #[cfg(feature = "heed")]
-            Kind::Heed => heed::open(dir, setup),
+            Kind::Heed => heed::open(dir, setup, false),
+            #[cfg(feature = "heed")]
+            Kind::HeedWritemap => heed::open(dir, setup, true),
             #[cfg(feature = "redb")]
             Kind::Redb => redb::open(dir, setup),
             #[cfg(feature = "sled")]
@@ -234,6 +245,8 @@ impl Kind {
             Kind::Canopydb => canopydb::CONFIGURATION,
             #[cfg(feature = "heed")]
             Kind::Heed => heed::CONFIGURATION,
+            #[cfg(feature = "heed")]
+            Kind::HeedWritemap => heed::CONFIGURATION_WRITEMAP,
             #[cfg(feature = "redb")]
             Kind::Redb => redb::CONFIGURATION,
             #[cfg(feature = "sled")]

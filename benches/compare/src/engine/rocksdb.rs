@@ -25,6 +25,9 @@ struct Rocks {
     write: WriteOptions,
 }
 
+/// The only one.
+const FAMILY: &str = "default";
+
 /// Opens or creates a database.
 pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
     let mut table = BlockBasedOptions::default();
@@ -41,7 +44,9 @@ pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
     }
     let mut write = WriteOptions::default();
     write.set_sync(setup.durability == Durability::Disk);
-    Ok(Box::new(Rocks { db: DB::open(&options, dir)?, write }))
+    // Its batched get wants the handle of a family, which this way of opening keeps.
+    let families = [(FAMILY, options.clone())];
+    Ok(Box::new(Rocks { db: DB::open_cf_with_opts(&options, dir, families)?, write }))
 }
 
 /// Sums what is there and the operands.
@@ -97,7 +102,7 @@ impl Engine for Rocks {
     }
 
     fn multi(&self, keys: &[Key], visit: &mut dyn FnMut(&[u8])) -> Result<usize> {
-        let family = self.db.cf_handle("default").expect("RocksDB always has it");
+        let family = self.db.cf_handle(FAMILY).expect("it was opened with it");
         let mut found = 0;
         for value in self.db.batched_multi_get_cf(&family, keys, false) {
             if let Some(value) = value? {

@@ -28,6 +28,7 @@ pub fn colour(kind: Kind) -> RGBColor {
         Kind::Surrealkv => RGBColor(150, 90, 170),
         Kind::Canopydb => RGBColor(120, 160, 50),
         Kind::Heed => RGBColor(110, 110, 110),
+        Kind::HeedWritemap => RGBColor(160, 160, 160),
         Kind::Redb => RGBColor(190, 140, 40),
         Kind::Sled => RGBColor(60, 160, 180),
     }
