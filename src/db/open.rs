@@ -10,7 +10,7 @@
 //!    everything as it was, and one after it finds a database without a log to replay. So the cut
 //!    of a torn log is durable before the first new write. Then begin that log.
 //! 6. One more record, so that the manifest's first is not its last, and which says that the log was
-//!    begun: without it, it is lost from now on. Then remove what is superfluous.
+//!    begun: without it, it is lost from now on. What is superfluous then, the workers remove.
 //!
 //! The shards of a database over several are all locked, and their logs read, before the first of them
 //! is recovered: where a commit over several of them is not whole, their replays end early

@@ -6,9 +6,10 @@
 //!    that fills a block by itself goes into the chunk at once.
 //! 3. [`TableBuilder::finish`] writes index, filter, properties, origin, directory and footer, and syncs.
 //!
-//! The file is written in chunks of 2 MiB, at multiples of 2 MiB, or less where memory is scarce: files
-//! written so are mapped with huge pages, and touching such a mapping at random costs 59 to 110 ns a
-//! page where one written by 4 KiB costs 1,383.
+//! The file is written in chunks of 1 MiB, at multiples of 1 MiB, or less where memory is scarce: the page
+//! cache takes large pages for it, which cost a fraction of small ones to write and to map. Chunks of 2
+//! MiB would be mapped by huge pages (59 to 110 ns to touch a page at random, 1,383 in a file written by
+//! 4 KiB), but cost up to ten times as much to write: decision 21.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
