@@ -86,8 +86,8 @@ impl<'a> Replayed<'a> {
         Part { places: &mut self.places, entries: &self.entries, common_bytes: self.common_bytes }
     }
 
-    /// Two parts of about as many operations each, the smaller keys in the first one. Either may be
-    /// empty, since all operations on a key are in the same part.
+    /// Two parts of about as many operations each, the smaller keys in the first one. It may have fewer,
+    /// or none, since keys with the same head are all in one part.
     pub fn halves(&mut self) -> (Part<'_, 'a>, Part<'_, 'a>) {
         self.fill_places();
         let mut middle = self.places.len() / 2;

@@ -105,6 +105,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 
 pub use crate::fs::real::RealFs;
 
@@ -231,12 +232,10 @@ pub(crate) fn map_log(file: &dyn File) -> io::Result<(Bytes, u64)> {
     // Before it is mapped: pages that are present count as data.
     let zeros_from = file.zeros_from()?;
     let len = file.len()?;
-    if zeros_from == 0
-        && len > 0
-        && let Ok(len) = usize::try_from(len)
-    {
-        // A look at the first byte of a spare log would have 8 MiB of its pages made.
-        return Ok((Bytes::from(vec![0; len]), 0));
+    // A look at the first byte of a spare log would have 8 MiB of its pages made.
+    let spare = if zeros_from == 0 && len > 0 { zeros(len) } else { None };
+    if let Some(zeros) = spare {
+        return Ok((zeros, 0));
     }
     let bytes = file.map()?;
     // What lies beyond a length that is too short would be taken for zeros.
@@ -246,10 +245,16 @@ pub(crate) fn map_log(file: &dyn File) -> io::Result<(Bytes, u64)> {
     // A disk that lies may say that they begin beyond the end.
     let begun = &bytes[..usize::try_from(zeros_from).unwrap_or(usize::MAX).min(bytes.len())];
     let pages = begun.chunks(PAGE_BYTES);
-    let zeros = |page: &[u8]| page.iter().fold(0, |all, byte| all | byte) == 0;
-    let used = pages.rev().skip_while(|page| zeros(page)).count();
+    let is_zeros = |page: &[u8]| page.iter().fold(0, |all, byte| all | byte) == 0;
+    let used = pages.rev().skip_while(|page| is_zeros(page)).count();
     let zeros_from = begun.len().min(used * PAGE_BYTES) as u64;
     Ok((bytes, zeros_from))
+}
+
+/// So many zeros, which take no memory until they are read; `None` if there is no room even so.
+fn zeros(len: u64) -> Option<Bytes> {
+    let zeros = MmapMut::map_anon(usize::try_from(len).ok()?).ok()?;
+    Some(Bytes::from_owner(zeros.make_read_only().ok()?))
 }
 
 /// Copies a file; the copy, which must not be there yet, is synced at the site of this name, and its
@@ -455,6 +460,12 @@ mod tests {
         let (bytes, zeros_from) = map_log(&*real.open(&spare).unwrap()).unwrap();
         assert!(bytes.len() == 1 << 20 && bytes.iter().all(|byte| *byte == 0));
         assert!(zeros_from <= 4096, "{zeros_from}");
+        // One that is damaged may be longer than memory, on file systems that have such files.
+        let long = real.create(&directory.path().join("long")).unwrap();
+        if long.set_len(1 << 42).is_ok() {
+            let (bytes, zeros_from) = map_log(&*long).unwrap();
+            assert!(bytes.len() == 1 << 42 && (zeros_from == 0 || zeros_from == 1 << 42));
+        }
     }
 
     #[test]

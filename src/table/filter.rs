@@ -90,7 +90,8 @@ pub(crate) fn build(kind: Filter, hashes: &mut Vec<u64>, out: &mut Vec<u8>) -> b
     }
 }
 
-/// True if two of these hashes are equal. Sorting them to see that takes five times as long.
+/// True if two of these hashes are equal. Sorting them to see that takes more than three times as many
+/// instructions.
 fn has_equal(hashes: &[u64]) -> bool {
     // A bit for each sixteenth of a hash: only those whose bit is another one's too can be equal to it.
     let bits = (hashes.len() * 16).next_power_of_two().max(64);

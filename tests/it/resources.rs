@@ -300,3 +300,20 @@ fn databases_that_share_are_opened_through_the_builder() {
     assert!(b.stats().flush_count > 0);
     b.close().unwrap();
 }
+
+/// What an open leaves to the workers is done when none of them came to it.
+#[test]
+fn opens_that_are_over_soon_pile_up_no_files() {
+    let disk = SimFs::new();
+    for round in 0..30 {
+        let fs = Arc::new(disk.clone());
+        let runtime = Runtime::stepper(round);
+        let db = Db::open_on(fs, runtime, "/db", Options::tiny()).unwrap();
+        db.put(format!("{round}"), "value").unwrap();
+        drop(db);
+        let names = disk.list(Path::new("/db")).unwrap();
+        let others = names.iter().filter(|name| !name.ends_with(".table")).collect::<Vec<_>>();
+        // The manifest, CURRENT and LOCK, the log and one that is made ahead.
+        assert!(others.len() <= 5, "{others:?}");
+    }
+}
