@@ -9,8 +9,8 @@
 //!   thousand entries, runs the flush in its place and goes on. So a flush does not wait for the second
 //!   that another engine's compaction may take either, with however few threads. Not for its own
 //!   engine's: under load that starved the compactions, and level 0 cost a seventh of the throughput.
-//! - The *log thread* keeps a spare log ready for each engine, and the pages ahead of its log's end
-//!   present.
+//! - The *log thread* keeps a spare log ready for each engine, the pages ahead of its log's end present,
+//!   and chunks for its memtable.
 //!
 //! An engine joins once it is recovered and leaves when it is closed; leaving waits for the jobs
 //! under way. A job that fails keeps its own engine from having jobs for a while, not the thread.

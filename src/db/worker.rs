@@ -567,9 +567,11 @@ impl Engine {
             state.keeping_log = true;
         }
         let keeping = KeepingLog(&self.work);
+        // What writers need soonest first: the spare's sync may take 10 ms beside a flush.
+        self.touch_ahead(&mut self.work.touched.lock());
+        self.resources.arenas.prepare();
         // An error has opened the breaker; writers meet it there.
         let _ = self.prepare_spare(0);
-        self.touch_ahead(&mut self.work.touched.lock());
         drop(keeping);
     }
 

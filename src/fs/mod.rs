@@ -185,7 +185,7 @@ pub trait LogRegion: Send + Sync + fmt::Debug {
     /// ranges may run in parallel. `offset + data.len()` is at most [`LogRegion::bytes`].
     ///
     /// # Errors
-    /// Only where the file is not mapped. Any part may have been stored.
+    /// Only where it is written rather than copied to mapped memory. Any part may have been stored.
     fn store(&self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Makes every store that returned before this call durable. After an error the file must
     /// not be synced again: the kernel may have dropped what it could not write.
