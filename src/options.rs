@@ -37,7 +37,7 @@ pub enum Filter {
         /// 10 gives 0.83 % false positives.
         bits_per_key: u8,
     },
-    /// Binary fuse filter (crate `xorf`): 9.1 bits a key, 0.4 % false positives.
+    /// Binary fuse filter: 9.1 bits a key, 0.4 % false positives.
     #[default]
     BinaryFuse8,
 }

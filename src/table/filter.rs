@@ -5,9 +5,7 @@
 //!
 //! 1: the rest       as the crate `bloomfilter` 3 lays it out: version u8 (1), bytes of bits u64,
 //!                   hash functions u32, seed of 32 bytes, bits
-//! 2: descriptor     as the crate `xorf` 0.13 lays it out: seed u64, segment length u32, its mask
-//!                   u32, segment count times length u32
-//!    the rest       fingerprints, one byte each
+//! 2: the rest       see `fuse`
 //! ```
 //!
 //! The keys of both are `crate::key::hash` of the user keys, one for each distinct key.
@@ -20,10 +18,10 @@
 
 use bloomfilter::Bloom;
 use bytes::Bytes;
-use xorf::{BinaryFuse8, BinaryFuse8Ref, DmaSerializable, Filter as _, FilterRef};
 
 use crate::coding::{DecodeError, Decoded, Decoder};
 use crate::options::Filter;
+use crate::table::fuse::{self, FuseShape};
 
 /// On disk: never renumber.
 const KIND_BLOOM: u32 = 1;
@@ -31,7 +29,6 @@ const KIND_BLOOM: u32 = 1;
 const KIND_BINARY_FUSE8: u32 = 2;
 
 const KIND_BYTES: usize = 4;
-const DESCRIPTOR_BYTES: usize = BinaryFuse8::DESCRIPTOR_LEN;
 /// Bloom header: version, bytes of bits, hash functions, seed.
 const BLOOM_HEADER_BYTES: usize = 1 + 8 + 4 + 32;
 /// More hash functions than the most bits a key (255) call for are damage; they cost time.
@@ -42,8 +39,8 @@ const BLOOM_BITS_INSTEAD: u8 = 10;
 /// positives rise to 3.3 %.
 const BLOOM_SEED: &[u8; 32] = b"esker bloom 1st.esker bloom 2nd.";
 
-/// What building a filter takes for each key, beside what remains: the hash, and what `xorf` needs to
-/// place 1.14 fingerprints.
+/// What building a filter takes for each key, beside what remains: the hash, and what a binary fuse filter
+/// takes to place 1.14 fingerprints.
 pub(crate) const BUILD_BYTES_PER_KEY: usize = 34;
 
 /// A filter that has been read from a table.
@@ -53,20 +50,11 @@ pub(crate) enum TableFilter {
     /// On the heap: the crate owns its bits.
     Bloom(Bloom<u64>),
     /// Used where it lies.
-    BinaryFuse8 { descriptor: [u8; DESCRIPTOR_BYTES], shape: FuseShape, fingerprints: Bytes },
+    BinaryFuse8 { shape: FuseShape, fingerprints: Bytes },
 }
 
-/// Where the three fingerprints of a hash are, for prefetching them.
-#[derive(Clone, Copy)]
-pub(crate) struct FuseShape {
-    seed: u64,
-    segment_bytes: u32,
-    mask: u32,
-    segments_bytes: u32,
-}
-
-/// Appends the filter section to `out`; false if there is to be none. Reorders `hashes` and
-/// drops duplicates.
+/// Appends the filter section to `out`; false if there is to be none. May reorder `hashes` and
+/// drop equal ones.
 pub(crate) fn build(kind: Filter, hashes: &mut Vec<u64>, out: &mut Vec<u8>) -> bool {
     match kind {
         Filter::None => false,
@@ -75,45 +63,14 @@ pub(crate) fn build(kind: Filter, hashes: &mut Vec<u64>, out: &mut Vec<u8>) -> b
             true
         }
         Filter::BinaryFuse8 => {
-            // Equal hashes keep the construction from ever succeeding, after a thousand tries of
-            // 15 ms; who chooses the keys can choose equal hashes.
-            if has_equal(hashes) {
-                hashes.sort_unstable();
-                hashes.dedup();
-            }
-            match BinaryFuse8::try_from_iterator(hashes.iter().copied()) {
-                Ok(filter) => put_fuse(&filter, out),
-                Err(_) => put_bloom(BLOOM_BITS_INSTEAD, hashes, out),
+            out.extend_from_slice(&KIND_BINARY_FUSE8.to_le_bytes());
+            if !fuse::build(hashes, out) {
+                out.truncate(out.len() - KIND_BYTES);
+                put_bloom(BLOOM_BITS_INSTEAD, hashes, out);
             }
             true
         }
     }
-}
-
-/// True if two of these hashes are equal. Sorting them to see that takes more than three times as many
-/// instructions.
-fn has_equal(hashes: &[u64]) -> bool {
-    // A bit for each sixteenth of a hash: only those whose bit is another one's too can be equal to it.
-    let bits = (hashes.len() * 16).next_power_of_two().max(64);
-    let shift = u64::BITS - bits.ilog2();
-    let place = |hash: u64| ((hash >> shift) as usize / 64, 1u64 << ((hash >> shift) % 64));
-    let mut first = vec![0u64; bits / 64];
-    let mut again = first.clone();
-    for &hash in hashes {
-        let (word, bit) = place(hash);
-        again[word] |= first[word] & bit;
-        first[word] |= bit;
-    }
-    let mut alike: Vec<u64> = hashes
-        .iter()
-        .copied()
-        .filter(|&hash| {
-            let (word, bit) = place(hash);
-            again[word] & bit != 0
-        })
-        .collect();
-    alike.sort_unstable();
-    alike.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 fn put_bloom(bits_per_key: u8, hashes: &[u64], out: &mut Vec<u8>) {
@@ -125,14 +82,6 @@ fn put_bloom(bits_per_key: u8, hashes: &[u64], out: &mut Vec<u8>) {
     }
     out.extend_from_slice(&KIND_BLOOM.to_le_bytes());
     out.extend_from_slice(bloom.as_slice());
-}
-
-fn put_fuse(filter: &BinaryFuse8, out: &mut Vec<u8>) {
-    let mut descriptor = [0; DESCRIPTOR_BYTES];
-    filter.dma_copy_descriptor_to(&mut descriptor);
-    out.extend_from_slice(&KIND_BINARY_FUSE8.to_le_bytes());
-    out.extend_from_slice(&descriptor);
-    out.extend_from_slice(filter.dma_fingerprints());
 }
 
 impl TableFilter {
@@ -152,9 +101,7 @@ impl TableFilter {
         match self {
             TableFilter::None => true,
             TableFilter::Bloom(bloom) => bloom.check(&hash),
-            TableFilter::BinaryFuse8 { descriptor, fingerprints, .. } => {
-                BinaryFuse8Ref::from_dma(descriptor, fingerprints).contains(&hash)
-            }
+            TableFilter::BinaryFuse8 { shape, fingerprints } => shape.contains(fingerprints, hash),
         }
     }
 
@@ -164,7 +111,7 @@ impl TableFilter {
     /// places of a Bloom filter come out of two SipHashes, half of the cost of a probe.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        if let TableFilter::BinaryFuse8 { shape, fingerprints, .. } = self {
+        if let TableFilter::BinaryFuse8 { shape, fingerprints } = self {
             for place in shape.places(hash) {
                 prefetch(fingerprints, place);
             }
@@ -215,19 +162,13 @@ fn decode_bloom(bytes: &[u8]) -> Decoded<TableFilter> {
 }
 
 fn decode_fuse(bytes: &Bytes) -> Decoded<TableFilter> {
-    let mut decoder = Decoder::new(bytes);
-    let descriptor = decoder.take(DESCRIPTOR_BYTES)?.try_into().expect("so many were taken");
-    let mut fields = Decoder::new(&bytes[..DESCRIPTOR_BYTES]);
-    let shape = FuseShape {
-        seed: fields.u64()?,
-        segment_bytes: fields.u32()?,
-        mask: fields.u32()?,
-        segments_bytes: fields.u32()?,
+    let Some((descriptor, _)) = bytes.split_first_chunk() else {
+        return Err(DecodeError("a binary fuse filter without its descriptor"));
     };
-    let fingerprints = bytes.slice(DESCRIPTOR_BYTES..);
-    // The largest place is below segments + 2 * segment, if segments are aligned powers of two;
-    // the crate indexes without asking.
-    let end = u64::from(shape.segments_bytes) + 2 * u64::from(shape.segment_bytes);
+    let shape = FuseShape::decode(descriptor)?;
+    let fingerprints = bytes.slice(descriptor.len()..);
+    // Then every place is one: nobody asks again.
+    let end = shape.places_count();
     if !shape.segment_bytes.is_power_of_two()
         || shape.mask != shape.segment_bytes - 1
         || shape.segments_bytes == 0
@@ -237,24 +178,7 @@ fn decode_fuse(bytes: &Bytes) -> Decoded<TableFilter> {
     {
         return Err(DecodeError("a binary fuse filter whose sizes disagree"));
     }
-    Ok(TableFilter::BinaryFuse8 { descriptor, shape, fingerprints })
-}
-
-impl FuseShape {
-    /// The three places of a hash, as `xorf` computes them. A mistake here would only cost time.
-    #[inline]
-    fn places(self, hash: u64) -> [usize; 3] {
-        let mut mixed = hash.wrapping_add(self.seed);
-        mixed = (mixed ^ mixed >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        mixed = (mixed ^ mixed >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        mixed ^= mixed >> 33;
-        let first = ((u128::from(mixed) * u128::from(self.segments_bytes)) >> 64) as u32;
-        let second = first + self.segment_bytes;
-        let third = second + self.segment_bytes;
-        let places =
-            [first, second ^ (mixed >> 18) as u32 & self.mask, third ^ mixed as u32 & self.mask];
-        places.map(|place| place as usize)
-    }
+    Ok(TableFilter::BinaryFuse8 { shape, fingerprints })
 }
 
 /// Asks for the line that `items` has the item at `place` in, or its beginning, if there is one.
@@ -321,27 +245,6 @@ mod tests {
     }
 
     #[test]
-    fn equal_hashes_are_seen_wherever_they_are() {
-        let seed = fastrand::u64(..);
-        println!("seed {seed}");
-        let rng = &mut fastrand::Rng::with_seed(seed);
-        for count in [0, 1, 2, 3, 100, 5000] {
-            for clustered in [false, true] {
-                // Clustered ones share all their bits, so that each is looked at.
-                let hash = |n: u64| if clustered { n } else { crate::key::hash(&n.to_le_bytes()) };
-                let mut hashes: Vec<u64> = (0..count).map(hash).collect();
-                rng.shuffle(&mut hashes);
-                assert!(!has_equal(&hashes), "{count}");
-                if count > 1 {
-                    let (from, to) = (rng.usize(..hashes.len()), rng.usize(..hashes.len()));
-                    hashes.insert(to, hashes[from]);
-                    assert!(has_equal(&hashes), "{count} and one again");
-                }
-            }
-        }
-    }
-
-    #[test]
     fn equal_hashes_do_no_harm() {
         let mut many = hashes(5_000);
         many.extend(hashes(2_500));
@@ -349,24 +252,6 @@ mod tests {
         for kind in KINDS {
             let filter = TableFilter::decode(&section(kind, many.clone())).unwrap();
             assert!(many.iter().all(|&hash| filter.may_contain(hash)), "{kind:?}");
-        }
-    }
-
-    #[test]
-    fn prefetched_places_are_those_that_are_read() {
-        let bytes = section(Filter::BinaryFuse8, hashes(1000));
-        let TableFilter::BinaryFuse8 { descriptor, shape, fingerprints } =
-            TableFilter::decode(&bytes).unwrap()
-        else {
-            panic!("a binary fuse filter");
-        };
-        for hash in hashes(1000) {
-            for place in shape.places(hash) {
-                let mut other = fingerprints.to_vec();
-                other[place] ^= 0x55;
-                let filter = BinaryFuse8Ref::from_dma(&descriptor, &other);
-                assert!(!filter.contains(&hash), "the probe does not read {place}");
-            }
         }
     }
 

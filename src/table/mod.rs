@@ -70,6 +70,7 @@ pub(crate) mod cache;
 pub(crate) mod cursor;
 pub(crate) mod dump;
 pub(crate) mod filter;
+mod fuse;
 pub(crate) mod layout;
 pub(crate) mod reader;
 pub(crate) mod salvage;
