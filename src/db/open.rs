@@ -68,7 +68,17 @@ use crate::write::log::Logs;
 /// Name of the keyspace that every database has.
 pub(crate) const DEFAULT_KEYSPACE: &str = "default";
 const DEFAULT_ID: KeyspaceId = KeyspaceId(0);
-/// From this part of a memtable on, what was replayed is sorted and written by two threads.
+/// A log that is being read.
+struct Reading<'a> {
+    chain: LogChain,
+    mode: Mode,
+    logs: &'a [Bytes],
+    /// How many of the chain's breaks are noted.
+    breaks: usize,
+    replayed: BTreeMap<KeyspaceId, Replayed<'a>>,
+}
+
+/// From this part of a memtable on, a log is checked, and what was replayed sorted and written, by two threads.
 const HALVED_FRACTION: usize = 8;
 
 /// Opens or creates the database in `dir`.
@@ -492,24 +502,20 @@ impl<'a> Recovering<'a> {
             self.unused.extend(logs_with_contents(&files, replay.from_log));
         }
         let logs: Vec<Bytes> = files.iter().map(|log| log.bytes.clone()).collect();
-        let mut chain = LogChain::new(files, replay)?;
-        let mut breaks = 0;
-        let mut replayed = BTreeMap::new();
-        while let Some(record) = chain.next()? {
-            let before = self.last_seqno;
-            if record.kind == RecordKind::Commit && record.lsn < self.cut {
-                let record = Record { payload: within(&logs, record.payload), ..record };
-                self.replay_commit(&record, state, mode, &mut replayed)?;
-            }
-            let upto = Some(record.seqno.0.saturating_sub(1));
-            self.note_breaks(&chain.breaks()[breaks..], before, upto);
-            breaks = chain.breaks().len();
-            let bytes: usize = replayed.values().map(Replayed::memory_bytes).sum();
-            let is_full = replayed.values().any(Replayed::is_full);
-            if is_full || bytes > self.limits.memtables_bytes_max / 2 {
-                self.flush_all(&mut replayed)?;
-            }
+        let chain = LogChain::new(files, replay)?;
+        let mut reading =
+            Reading { chain, mode, logs: &logs, breaks: 0, replayed: BTreeMap::new() };
+        let bytes_min = (self.limits.memtable_bytes / HALVED_FRACTION) as u64;
+        let ahead = reading.chain.ahead(bytes_min).filter(|_| self.options.threads > 1);
+        if let Some(ahead) = ahead {
+            let runtime = self.resources.runtime.clone();
+            let read = || self.read_until(ahead.middle(), &mut reading, state);
+            let (checked, read) = runtime.join(|| ahead.check(), read);
+            read?;
+            reading.chain.take_checked(checked);
         }
+        self.read_until(Lsn(u64::MAX), &mut reading, state)?;
+        let Reading { chain, breaks, mut replayed, .. } = reading;
         if mode != Mode::Strict {
             self.note_breaks(&chain.breaks()[breaks..], self.last_seqno, None);
         }
@@ -520,6 +526,33 @@ impl<'a> Recovering<'a> {
         self.logs_end = self.logs_end.max(end);
         self.read_upto = end.min(self.cut);
         self.flush_all(&mut replayed)
+    }
+
+    /// Reads the records that begin before `upto`.
+    fn read_until(
+        &mut self,
+        upto: Lsn,
+        Reading { chain, mode, logs, breaks, replayed }: &mut Reading<'_>,
+        state: &State,
+    ) -> Result<()> {
+        while chain.lsn() < upto
+            && let Some(record) = chain.next()?
+        {
+            let before = self.last_seqno;
+            if record.kind == RecordKind::Commit && record.lsn < self.cut {
+                let record = Record { payload: within(logs, record.payload), ..record };
+                self.replay_commit(&record, state, *mode, replayed)?;
+            }
+            let seqno_end = Some(record.seqno.0.saturating_sub(1));
+            self.note_breaks(&chain.breaks()[*breaks..], before, seqno_end);
+            *breaks = chain.breaks().len();
+            let bytes: usize = replayed.values().map(Replayed::memory_bytes).sum();
+            let is_full = replayed.values().any(Replayed::is_full);
+            if is_full || bytes > self.limits.memtables_bytes_max / 2 {
+                self.flush_all(replayed)?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes what was lost after seqno `after`, in another mode than strict.

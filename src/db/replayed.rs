@@ -19,6 +19,9 @@ const HEAD_BYTES: usize = 8;
 const HEADS_MAX: usize = 8;
 /// So many with equal heads are sorted by comparing their keys.
 const ALIKE_MIN: usize = 16;
+/// Places of so many entries are filled again when keys turn out to have less in common. Those of more wait
+/// for the end, since each byte of a key may do that.
+const AGAIN_MAX: usize = 1024;
 /// An entry so many places ahead is fetched while one is written: its bytes lie anywhere in the log.
 const AHEAD: usize = 8;
 
@@ -31,7 +34,7 @@ pub(crate) struct Replayed<'a> {
     common_bytes: usize,
     /// Keys and values.
     user_bytes: u64,
-    /// Filled to be sorted.
+    /// To be sorted; those of all entries, or none since the keys were found to have less in common.
     places: Vec<Place>,
 }
 
@@ -58,8 +61,17 @@ impl<'a> Replayed<'a> {
                 let common = &first.key[..self.common_bytes];
                 if !key.starts_with(common) {
                     self.common_bytes = key.iter().zip(common).take_while(|(a, b)| a == b).count();
+                    self.places.clear();
+                    if self.entries.len() <= AGAIN_MAX {
+                        self.fill_places();
+                    }
                 }
             }
+        }
+        if self.places.len() == self.entries.len() {
+            // Now, while the key is in the cache.
+            let head = head_of(&key[self.common_bytes..]);
+            self.places.push(Place { head, index: self.places.len() as u32 });
         }
         self.entries.push(Entry { key, value, seqno, kind });
         self.user_bytes += (key.len() + value.len()) as u64;
@@ -77,10 +89,10 @@ impl<'a> Replayed<'a> {
 
     /// What they take, with the room that a growing list leaves.
     pub fn memory_bytes(&self) -> usize {
-        self.entries.len() * (2 * size_of::<Entry<'_>>() + size_of::<Place>())
+        self.entries.len() * 2 * (size_of::<Entry<'_>>() + size_of::<Place>())
     }
 
-    /// All of them.
+    /// All of them. Either this or the halves, and once: sorting them changes what they are sorted by.
     pub fn whole(&mut self) -> Part<'_, 'a> {
         self.fill_places();
         Part { places: &mut self.places, entries: &self.entries, common_bytes: self.common_bytes }
@@ -114,8 +126,10 @@ impl<'a> Replayed<'a> {
             let head = head_of(&entry.key[self.common_bytes..]);
             Place { head, index: index as u32 }
         };
-        self.places.clear();
-        self.places.extend(self.entries.iter().enumerate().map(place));
+        if self.places.len() < self.entries.len() {
+            self.places.clear();
+            self.places.extend(self.entries.iter().enumerate().map(place));
+        }
     }
 }
 

@@ -144,6 +144,50 @@ struct Unreadable {
     repaired: Option<Link>,
 }
 
+/// Records of one link that lie one after the other and were found intact ahead of the reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Checked {
+    link: usize,
+    /// Where the first one begins.
+    from: Lsn,
+    /// Where the last one ends.
+    to: Lsn,
+}
+
+/// Checks the records of the later half of a long log while the earlier one is read.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    /// With their indexes, and up to where they are read.
+    links: Vec<(usize, Link, usize)>,
+    /// Where the later half begins; a record need not.
+    middle: Lsn,
+}
+
+impl Ahead {
+    /// Read so far meanwhile.
+    pub(crate) fn middle(&self) -> Lsn {
+        self.middle
+    }
+
+    /// What of it is intact. Where it is not, the reading will find out why.
+    pub(crate) fn check(&self) -> Vec<Checked> {
+        let mut checked = Vec::new();
+        for (index, link, end) in &self.links {
+            let first = link.header.first_lsn;
+            let mut reader = link.reader(*end, self.middle.max(first));
+            if self.middle > first && !reader.seek(reader.offset()) {
+                continue;
+            }
+            let from = reader.lsn();
+            while reader.step().is_ok() {}
+            if reader.lsn() > from {
+                checked.push(Checked { link: *index, from, to: reader.lsn() });
+            }
+        }
+        checked
+    }
+}
+
 /// Yields the records of a sequence of log files.
 #[derive(Debug)]
 pub(crate) struct LogChain {
@@ -160,6 +204,10 @@ pub(crate) struct LogChain {
     lsn: Lsn,
     /// An end-of-log record of the current link has been read.
     ended: bool,
+    /// What need not be checked any more.
+    checked: Vec<Checked>,
+    /// The one of them within which the next record begins.
+    within: Option<Checked>,
     breaks: Vec<Break>,
     outcome: Option<Outcome>,
 }
@@ -193,8 +241,55 @@ impl LogChain {
         }
         let missing = missing && current.is_none();
         let (lsn, breaks, outcome) = (replay.from, Vec::new(), None);
-        let ended = false;
-        Ok(LogChain { replay, links, unreadable, missing, current, lsn, ended, breaks, outcome })
+        Ok(LogChain {
+            replay,
+            links,
+            unreadable,
+            missing,
+            current,
+            lsn,
+            ended: false,
+            checked: Vec::new(),
+            within: None,
+            breaks,
+            outcome,
+        })
+    }
+
+    /// What checks the later half of the records that are still to be read, if they have at least so many
+    /// bytes. Not where damage is skipped.
+    pub(crate) fn ahead(&self, bytes_min: u64) -> Option<Ahead> {
+        let current = self.current.filter(|_| self.replay.mode != Mode::Salvage)?;
+        let link = |index| {
+            let link: &Link = &self.links[index];
+            let end = self.end_of(index);
+            let from = offset_of(&link.header, self.lsn.max(link.header.first_lsn));
+            (index, end, link.zeros_from.min(end as u64).saturating_sub(from))
+        };
+        let links: Vec<_> = (current..self.links.len()).map(link).collect();
+        let bytes: u64 = links.iter().map(|(.., bytes)| bytes).sum();
+        let mut half = bytes / 2;
+        let of_middle = links.iter().position(|(.., bytes)| {
+            let is_here = half < *bytes;
+            half -= if is_here { 0 } else { *bytes };
+            is_here
+        });
+        let of_middle = of_middle.filter(|_| bytes >= bytes_min)?;
+        let first = self.lsn.max(self.links[links[of_middle].0].header.first_lsn);
+        let links = links[of_middle..].iter();
+        let links = links.map(|(index, end, _)| (*index, self.links[*index].clone(), *end));
+        Some(Ahead { links: links.collect(), middle: Lsn(first.0 + half) })
+    }
+
+    /// Takes these records as intact.
+    pub(crate) fn take_checked(&mut self, checked: Vec<Checked>) {
+        self.checked = checked;
+    }
+
+    /// Where the next record begins.
+    #[must_use]
+    pub(crate) fn lsn(&self) -> Lsn {
+        self.lsn
     }
 
     /// The next commit or sync mark; `None` at the end of the log.
@@ -221,6 +316,14 @@ impl LogChain {
     /// Steps over the next record that is not an end of log.
     fn advance(&mut self) -> Result<Option<(usize, Place)>, Error> {
         while self.outcome.is_none() {
+            self.within = self.within.filter(|checked| self.lsn < checked.to);
+            if self.within.is_none() && !self.checked.is_empty() {
+                // Only from its first record on: what begins elsewhere was not looked at.
+                let begins = |checked: &&Checked| {
+                    Some(checked.link) == self.current && checked.from == self.lsn
+                };
+                self.within = self.checked.iter().find(begins).copied();
+            }
             match self.step() {
                 Ok((index, place)) => {
                     self.lsn = place.end;
@@ -241,15 +344,22 @@ impl LogChain {
             Some(index) => index,
             None => return Err(Stop::Full),
         };
+        let mut reader = self.links[index].reader(self.end_of(index), self.lsn);
+        let is_checked = self.within.is_some_and(|checked| checked.link == index);
+        if let Some(place) = is_checked.then(|| reader.known()).flatten() {
+            return Ok((index, place));
+        }
+        Ok((index, reader.step()?))
+    }
+
+    /// How many bytes of a link are read: what lies past the first LSN of the next file was cut from it.
+    fn end_of(&self, index: usize) -> usize {
         let link = &self.links[index];
-        // What lies past the first LSN of the next file was cut from this one.
         let end = match self.links.get(index + 1) {
             Some(next) => offset_of(&link.header, next.header.first_lsn),
             None => u64::MAX,
         };
-        let end = usize::try_from(end).unwrap_or(usize::MAX).min(link.bytes.len());
-        let place = link.reader(end, self.lsn).step()?;
-        Ok((index, place))
+        usize::try_from(end).unwrap_or(usize::MAX).min(link.bytes.len())
     }
 
     /// Decides what follows where the current link has no further record.
@@ -525,15 +635,78 @@ mod tests {
         logs.iter().map(file).collect()
     }
 
-    /// Payloads and outcome of a replay.
+    /// Payloads and outcome of a replay, which are the same with the later half checked ahead.
     fn run(files: Vec<LogFile>, replay: Replay) -> Result<(Vec<String>, Outcome), Error> {
+        let plainly = read(files.clone(), replay.clone(), false);
+        let ahead = read(files, replay, true);
+        let text = |error: &Error| error.to_string();
+        assert_eq!(ahead.as_ref().map_err(text), plainly.as_ref().map_err(text));
+        plainly
+    }
+
+    fn read(
+        files: Vec<LogFile>,
+        replay: Replay,
+        ahead: bool,
+    ) -> Result<(Vec<String>, Outcome), Error> {
         let mut chain = LogChain::new(files, replay)?;
         let mut payloads = Vec::new();
-        while let Some(record) = chain.next()? {
+        let mut ahead = chain.ahead(0).filter(|_| ahead);
+        loop {
+            if let Some(ahead) = ahead.take_if(|ahead| chain.lsn() >= ahead.middle()) {
+                chain.take_checked(ahead.check());
+            }
+            let Some(record) = chain.next()? else { break };
             payloads.push(String::from_utf8(record.payload.to_vec()).unwrap());
         }
         assert!(chain.next()?.is_none(), "stays at its end");
         Ok((payloads, chain.finish()))
+    }
+
+    #[test]
+    fn the_later_half_is_checked_ahead_as_far_as_it_is_intact() {
+        let logs = three(1, |_| Lsn(0));
+        let (first, last) = (logs[0].header.first_lsn, logs[2].lsn());
+        let chain = LogChain::new(files(&logs), replay(first)).unwrap();
+        assert!(chain.ahead(u64::MAX).is_none(), "a short log is read by one");
+        let ahead = chain.ahead(0).unwrap();
+        let middle = Lsn((first.0 + last.0) / 2);
+        assert!(ahead.middle().0.abs_diff(middle.0) < 100, "{:?} of {middle:?}", ahead.middle());
+        let checked = ahead.check();
+        assert!(checked[0].from >= ahead.middle());
+        assert!(checked[0].from.0 < ahead.middle().0 + 100, "{checked:?}");
+        let links: Vec<_> = checked.iter().map(|checked| checked.link).collect();
+        assert_eq!(links, [1, 2]);
+        assert_eq!(checked[0].to, logs[2].header.first_lsn);
+        assert_eq!(checked[1], Checked { link: 2, from: logs[2].header.first_lsn, to: last });
+
+        // A bad record in the last log: what is before it is checked, and it is not passed.
+        let mut damaged = files(&logs);
+        let at = damaged[2].bytes.len() - 40;
+        let mut bytes = damaged[2].bytes.to_vec();
+        bytes[at] ^= 1;
+        damaged[2].bytes = Bytes::from(bytes);
+        let chain = LogChain::new(damaged, replay(first)).unwrap();
+        let checked = chain.ahead(0).unwrap().check();
+        assert_eq!(checked[1].from, logs[2].header.first_lsn);
+        assert!(checked[1].to < last, "{checked:?}");
+    }
+
+    #[test]
+    fn what_begins_within_checked_records_but_with_none_of_them_is_checked() {
+        let logs = three(1, |_| Lsn(0));
+        let from = logs[0].header.first_lsn;
+        let expected = run(files(&logs), replay(from)).unwrap();
+        let mut chain = LogChain::new(files(&logs), replay(from)).unwrap();
+        // Lies: records that nobody looked at, from where none begins.
+        let lie = Checked { link: 0, from: Lsn(from.0 + 8), to: Lsn(u64::MAX) };
+        chain.take_checked(vec![lie, Checked { link: 2, from, to: Lsn(u64::MAX) }]);
+        let mut payloads = Vec::new();
+        while let Some(record) = chain.next().unwrap() {
+            payloads.push(String::from_utf8(record.payload.to_vec()).unwrap());
+            assert_eq!(chain.within, None);
+        }
+        assert_eq!((payloads, chain.finish()), expected);
     }
 
     /// Three logs, 1 to 3, with two commits each: "1a", "1b", "2a" and so on. `durable` says

@@ -256,6 +256,18 @@ impl<'a> Reader<'a> {
         Ok(place)
     }
 
+    /// The record where the reader stands, which is known to be intact; `None` if it looks otherwise.
+    pub(crate) fn known(&self) -> Option<Place> {
+        let rest = self.bytes.get(usize::try_from(self.offset).ok()?..)?;
+        let (header, rest) = rest.split_first_chunk()?;
+        let lsn = self.lsn();
+        let header = RecordHeader::decode_known(header, lsn).ok()?;
+        let bytes = record_bytes(u64::from(header.payload_bytes));
+        let end = self.lsn_at(self.offset + bytes);
+        let fits = bytes - HEADER_BYTES as u64 <= rest.len() as u64;
+        fits.then_some(Place { offset: self.offset, lsn, end, header })
+    }
+
     /// The record at `offset`, header, payload and padding checked.
     fn intact(&self, offset: u64) -> Result<Place, Fault> {
         let lsn = self.lsn_at(offset);
@@ -284,6 +296,12 @@ impl<'a> Reader<'a> {
         }
         let end = self.lsn_at(offset + record_bytes(len as u64));
         Ok(Place { offset, lsn, end, header })
+    }
+
+    /// Goes to the first intact record at or after this offset. False if there is none.
+    pub(crate) fn seek(&mut self, offset: u64) -> bool {
+        self.offset = offset.next_multiple_of(ALIGNMENT);
+        self.is_intact() || self.skip()
     }
 
     /// True if an intact record begins where the reader stopped.
