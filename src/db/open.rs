@@ -68,6 +68,10 @@ use crate::write::log::Logs;
 /// Name of the keyspace that every database has.
 pub(crate) const DEFAULT_KEYSPACE: &str = "default";
 const DEFAULT_ID: KeyspaceId = KeyspaceId(0);
+/// From this part of a memtable on, a log is checked, and what was replayed is sorted and written, by two
+/// threads.
+const HALVED_FRACTION: usize = 8;
+
 /// A log that is being read.
 struct Reading<'a> {
     chain: LogChain,
@@ -77,9 +81,6 @@ struct Reading<'a> {
     breaks: usize,
     replayed: BTreeMap<KeyspaceId, Replayed<'a>>,
 }
-
-/// From this part of a memtable on, a log is checked, and what was replayed sorted and written, by two threads.
-const HALVED_FRACTION: usize = 8;
 
 /// Opens or creates the database in `dir`.
 pub(crate) fn open(

@@ -118,7 +118,6 @@ pub(super) fn build(hashes: &mut Vec<u64>, out: &mut Vec<u8>) -> bool {
     if hashes.len() > 1 << 30 {
         return false;
     }
-    let start = out.len();
     let mut peeling = Peeling::default();
     for number in 0..TRIES {
         let mut shape = FuseShape::of(hashes.len(), number % 2 == 1);
@@ -137,7 +136,6 @@ pub(super) fn build(hashes: &mut Vec<u64>, out: &mut Vec<u8>) -> bool {
             hashes.dedup();
         }
     }
-    out.truncate(start);
     false
 }
 
