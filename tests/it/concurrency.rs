@@ -730,11 +730,15 @@ fn a_large_write_in_a_hurry_waits_for_nobody_who_waits_for_memory() {
         });
         let (told, tell) = std::sync::mpsc::channel();
         scope.spawn(move || {
-            // Until the other one waits as long as it takes, and is not only held back a little.
+            // Until the other one, begun, waits as long as it takes, and is not only held back a little.
             let mut before = 0;
-            while written.load(SeqCst) != before {
-                before = written.load(SeqCst);
+            loop {
                 thread::sleep(std::time::Duration::from_millis(500));
+                let now = written.load(SeqCst);
+                if now > 0 && now == before {
+                    break;
+                }
+                before = now;
             }
             let _ = told.send(db.try_put("in a hurry", value));
         });
