@@ -170,6 +170,13 @@ pub trait File: Send + Sync + fmt::Debug {
     /// The whole file as memory. Only for files that are not written any more: tables, and logs
     /// at recovery. Keeps the file's contents alive after its name was removed.
     fn map(&self) -> io::Result<Bytes>;
+    /// The same for whoever looks here and there: where the operating system would bring in what lies
+    /// around a page that is not there, it brings in that page alone. See [`File::read_ahead`].
+    fn map_for_lookups(&self) -> io::Result<Bytes> {
+        self.map()
+    }
+    /// Begins to read this range into the page cache, and does not wait for it. A hint.
+    fn read_ahead(&self, _offset: u64, _bytes: u64) {}
     /// An offset from which on the file is known to hold only zeros; its length if nothing is
     /// known. A hint that spares reading what was preallocated and never written.
     fn zeros_from(&self) -> io::Result<u64> {

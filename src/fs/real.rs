@@ -20,6 +20,7 @@
 
 use std::fs::{File as OsFile, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -302,6 +303,24 @@ impl File for RealFile {
     }
 
     fn map(&self) -> io::Result<Bytes> {
+        self.mapping(None)
+    }
+
+    fn map_for_lookups(&self) -> io::Result<Bytes> {
+        self.mapping(Some(Advice::Random))
+    }
+
+    fn read_ahead(&self, offset: u64, bytes: u64) {
+        // None would be all that follows.
+        if let Some(bytes) = NonZeroU64::new(bytes) {
+            // An error is told to whoever reads then.
+            let _ = rustix::fs::fadvise(&self.0, offset, Some(bytes), rustix::fs::Advice::WillNeed);
+        }
+    }
+}
+
+impl RealFile {
+    fn mapping(&self, advice: Option<Advice>) -> io::Result<Bytes> {
         if self.len()? == 0 {
             return Ok(Bytes::new());
         }
@@ -312,6 +331,9 @@ impl File for RealFile {
         // stranger does to the files is outside of what any mapping can promise.
         let mapping = unsafe { Mmap::map(&self.0) }?;
         mapping.advise(Advice::DontFork)?;
+        if let Some(advice) = advice {
+            mapping.advise(advice)?;
+        }
         Ok(Bytes::from_owner(mapping))
     }
 }
@@ -664,6 +686,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_mapped_for_lookups_is_the_file_whatever_is_read_ahead() {
+        let (fs, dir) = (RealFs::new(), tempfile::tempdir().unwrap());
+        let path = dir.path().join("a table");
+        let contents: Vec<u8> = (0..100_000_u32).map(|n| (n >> 3) as u8).collect();
+        std::fs::write(&path, &contents).unwrap();
+        let file = fs.open(&path).unwrap();
+        let bytes = file.map_for_lookups().unwrap();
+        for (offset, len) in [(0, 0), (4095, 2), (0, 100_000), (99_999, 1 << 40), (u64::MAX, 1)] {
+            file.read_ahead(offset, len);
+        }
+        assert!(bytes == contents);
+        #[cfg(target_os = "linux")]
+        {
+            let flags = mapping_flags(&path).unwrap();
+            assert!(flags.contains(" rr") && flags.contains(" dc"), "{flags}");
+        }
+        std::fs::write(&path, []).unwrap();
+        assert!(fs.open(&path).unwrap().map_for_lookups().unwrap().is_empty());
+    }
+
+    /// What the kernel says of the mapping of this file.
+    #[cfg(target_os = "linux")]
+    fn mapping_flags(path: &Path) -> Option<String> {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let (_, rest) = maps.split_once(path.to_str().unwrap())?;
+        rest.lines().find(|line| line.starts_with("VmFlags:")).map(str::to_owned)
+    }
+
+    #[test]
     #[cfg(target_os = "linux")]
     fn no_mapping_is_there_in_a_forked_child() {
         let (fs, dir) = (RealFs::new(), tempfile::tempdir().unwrap());
@@ -671,15 +722,10 @@ mod tests {
         let region = fs.create_log(&log, 1 << 16).unwrap();
         std::fs::write(&table, [7; 5000]).unwrap();
         let bytes = fs.open(&table).unwrap().map().unwrap();
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let flags_of = |path: &Path| {
-            let rest = maps.split_once(path.to_str().unwrap())?.1;
-            rest.lines().find(|line| line.starts_with("VmFlags:"))
-        };
-        let flags = flags_of(&table).expect("it is mapped");
+        let flags = mapping_flags(&table).expect("it is mapped");
         assert!(flags.split(' ').any(|flag| flag == "dc"), "copied by a fork: {flags}");
         // Not every file system lets a log be mapped.
-        if let Some(flags) = flags_of(&log) {
+        if let Some(flags) = mapping_flags(&log) {
             assert!(flags.split(' ').any(|flag| flag == "dc"), "copied by a fork: {flags}");
         }
         drop((region, bytes));

@@ -36,6 +36,9 @@ const LZ4_RATIO_MAX: u64 = 255;
 /// A block of 4 KiB with 116-byte entries has 16 bytes of header, 33 heads and as many offsets.
 const PREFETCHED_LINES: usize = 6;
 
+/// What a page fault brings in.
+const PAGE_BYTES: u64 = 4 << 10;
+
 /// A cache line of heads.
 const SAMPLED_HEADS: usize = 8;
 
@@ -120,7 +123,9 @@ impl Table {
         let file = fs.open(&path).map_err(|e| Error::io("open", &path, e))?;
         let file_bytes = file.len().map_err(|e| Error::io("measure", &path, e))?;
         let mapping = match mode {
-            ReadMode::Mapped => Some(file.map().map_err(|e| Error::io("map", &path, e))?),
+            ReadMode::Mapped => {
+                Some(file.map_for_lookups().map_err(|e| Error::io("map", &path, e))?)
+            }
             ReadMode::Pread => None,
         };
         // The mapping was made after the length was read: a file is never shorter than it was.
@@ -207,6 +212,7 @@ impl Table {
         let mut first = true;
         while ordinal < index.count() {
             let place = self.place(index, ordinal)?;
+            self.read_ahead_unverified(index, ordinal, &place);
             let content = self.content(index, ordinal, &place)?;
             let (bytes, owner) = match &content {
                 Content::Mapped(bytes) => {
@@ -442,7 +448,30 @@ impl Table {
             .map_err(|e| self.corruption(offset, "a block", e))
     }
 
+    /// Begins to bring a range of the mapping into the page cache, if there is a mapping: its faults bring
+    /// in single pages.
+    pub fn read_ahead(&self, range: &Range<u64>) {
+        if self.mapping.is_some() {
+            self.file.read_ahead(range.start, range.end - range.start);
+        }
+    }
+
+    /// The same for a block that was not looked at yet, and so perhaps never read: all its pages at once, and
+    /// not one fault after the other.
+    #[inline]
+    pub fn read_ahead_unverified(&self, index: &Index, ordinal: usize, place: &Range<u64>) {
+        if self.mapping.is_some()
+            && !index.is_verified(ordinal)
+            && place.start / PAGE_BYTES != (place.end - 1) / PAGE_BYTES
+        {
+            self.read_ahead(place);
+        }
+    }
+
     fn read_section(&self, section: &Section, source: Source) -> Result<Bytes> {
+        if source == Source::Shared {
+            self.read_ahead(&section.range());
+        }
         let bytes = self.read(section.range(), source)?;
         check_section(&self.path, self.checksum, section, &bytes)?;
         Ok(bytes)
