@@ -327,11 +327,11 @@ impl Shared {
     }
 
     /// Until the group being committed has ended there will be no room: the time that is left of it,
-    /// and a half more, so that everybody who was refused meanwhile comes when there is room again.
+    /// and as long again, so that everybody who was refused meanwhile comes when there is room again.
     fn retry_after(&self, state: &mut State) -> Duration {
         state.has_refused = true;
         let usual = state.commit_time.max(state.full_time);
-        let usual = usual + usual / 2;
+        let usual = usual * 2;
         let left = match state.commit_began {
             Some(began) => {
                 let took = self.db.engine().runtime.now().saturating_sub(began);

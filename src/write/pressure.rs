@@ -12,8 +12,10 @@
 //!
 //! - x is the largest of several measures, each continuous: memory of memtables, runs of level 0,
 //!   compaction debt, bytes of logs, disk space.
-//! - The allowed rate is S·2^(8(0.75 − x)) from x = 0.5 to 0.95 and falls linearly to 0 at 1. It
-//!   crosses S at 0.75, so that is where it settles: no cliff, no limit cycle.
+//! - The allowed rate is S·2^(8(0.75 − x)) from x = 0.5 to 0.95 and falls linearly to a trickle, S/60, just
+//!   before 1, where it is 0. It crosses S at 0.75, so that is where it settles: no cliff, no limit cycle.
+//! - A flush that waits for the disk may take half a second. So a little more memory than there should be is
+//!   given out at that trickle: writers become slow, and none stands still meanwhile.
 //! - Of several that share their memory, the one that holds the most feels the whole pressure of
 //!   it, one that holds little feels none: each is asked what all would hold if none held more than
 //!   it does. Only close to the end does everyone with more than an equal share feel it.
@@ -55,6 +57,12 @@ const SLEEP_MAX: Duration = Duration::from_millis(20);
 const SUSTAINABLE_PRIOR: f64 = 64e6;
 const SUSTAINABLE_FLOOR: f64 = 1e6;
 const UNLIMITED: u64 = u64::MAX;
+/// Of what is allowed at x = 0.95, what still is just before 1.
+const TRICKLE: f64 = 1.0 / 20.0;
+/// The pressure of memory that is given out at a trickle, beyond what memtables may have, and which part of
+/// that it is: 4 MiB of 128, at 3.6 MB/s if 160 are sustained.
+const TRICKLE_X: f64 = 0.999;
+const TRICKLE_FRACTION: usize = 32;
 
 /// What pressure is made of. Sizes in bytes.
 #[derive(Clone, Debug, Default)]
@@ -100,7 +108,13 @@ impl Measures {
         let share = ordinary / self.sharers.max(1) as f64;
         let has_share = fraction(self.memtables_bytes as f64, share / 2.0, share);
         let late = ordinary + 0.75 * (most - ordinary);
-        fair.max(has_share * fraction(self.memtables_total_bytes as f64, late, most))
+        let x = fair.max(has_share * fraction(self.memtables_total_bytes as f64, late, most));
+        let has_trickle = self.memtables_total_bytes < self.trickle_end();
+        if has_trickle { x.min(TRICKLE_X) } else { x }
+    }
+
+    fn trickle_end(&self) -> usize {
+        self.memtables_bytes_max + self.memtables_bytes_max / TRICKLE_FRACTION
     }
 
     /// The pressure, and what makes it.
@@ -137,7 +151,8 @@ fn allowed_rate(x: f64, sustainable: f64) -> Option<f64> {
     match x {
         x if x < 0.5 => None,
         x if x < 0.95 => Some(curve(x)),
-        x => Some(curve(0.95) * ((1.0 - x) / 0.05).max(0.0)),
+        x if x < 1.0 => Some(curve(0.95) * (TRICKLE + (1.0 - TRICKLE) * (1.0 - x) / 0.05)),
+        _ => Some(0.0),
     }
 }
 
@@ -395,7 +410,7 @@ impl Throttle {
     #[cold]
     fn admit_limited(&self, bytes: u64, patience: Patience) -> Result<()> {
         let now = self.runtime.now();
-        let owed = self.owed(now);
+        let mut owed = self.owed(now);
         let may_wait = match patience {
             Patience::Wait => return Ok(()),
             Patience::Until(deadline) => deadline.saturating_sub(now),
@@ -405,8 +420,12 @@ impl Throttle {
             return Ok(());
         }
         let mut state = self.state.lock();
-        let (rate, now_ns) = (self.rate.load(Ordering::Relaxed), now.as_nanos() as u64);
-        if rate > 0 && state.slots.take(now_ns) {
+        let (pressure, cause) = self.reading();
+        let now_ns = now.as_nanos() as u64;
+        if pressure >= TRICKLE_X {
+            // The trickle is for those who wait.
+            owed = owed.max(SLEEP_MAX);
+        } else if state.slots.take(now_ns) {
             return Ok(());
         }
         let cost_ns = self.cost_ns(bytes);
@@ -418,7 +437,7 @@ impl Throttle {
         let cost_ns = cost_ns.min((bytes as f64 / least as f64 * 1e9) as u64);
         let slot = state.slots.give(now_ns, owed.as_nanos() as u64, cost_ns);
         let wait = Duration::from_nanos(slot.saturating_sub(now_ns)).max(GRAIN);
-        Err(Error::busy(self.reading().1, wait))
+        Err(Error::busy(cause, wait))
     }
 
     /// How far a write of `bytes` sets the clock forward.
@@ -569,8 +588,10 @@ mod tests {
         assert_eq!(together(&[100, 4, 4, 4]), [0.75, 0.0, 0.0, 0.0]);
         assert_eq!(together(&[50, 50, 8, 4]), [0.75, 0.75, 0.0, 0.0]);
         // At the end those who hold more than an equal share of a memtable, 16, feel it too.
-        assert_eq!(together(&[98, 16, 10, 4]), [1.0, 1.0, 0.25, 0.0]);
-        assert_eq!(together(&[0, 128]), [0.0, 1.0]);
+        assert_eq!(together(&[98, 16, 10, 4]), [TRICKLE_X, TRICKLE_X, 0.25, 0.0]);
+        assert_eq!(together(&[0, 128]), [0.0, TRICKLE_X]);
+        assert_eq!(together(&[0, 131]), [0.0, TRICKLE_X]);
+        assert_eq!(together(&[0, 132]), [0.0, 1.0], "and then nothing");
         // Whoever may still write, all together hold no more than a memtable too much.
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..500 {
@@ -583,8 +604,30 @@ mod tests {
                 bytes[at] += 1;
             }
             let total: usize = bytes.iter().sum();
-            assert!((128..=128 + 64).contains(&total), "{bytes:?}");
+            assert!((128..=132 + 64).contains(&total), "{bytes:?}");
         }
+    }
+
+    /// Bug: writers stood still for up to 670 ms while a flush waited for the disk. Cause: memory is counted by
+    /// the mebibyte, and the last one took the rate from a tenth of the sustained one to nothing. Fix: a little
+    /// more is given out at a trickle.
+    #[test]
+    fn who_waits_gets_on_at_a_trickle_and_who_does_not_is_told_when_there_is_more() {
+        let pressure = Throttle::new(Runtime::alone());
+        for bytes in [128, 131] {
+            pressure.update(&alone(bytes));
+            let rate = pressure.allowed().unwrap() as f64;
+            let part = rate / SUSTAINABLE_PRIOR;
+            assert!((1.0 / 60.0..1.0 / 40.0).contains(&part), "{part}");
+            assert!(pressure.admit(100, Patience::Wait).is_ok());
+            assert!(pressure.admit(100, Patience::Until(Duration::from_millis(1))).is_ok());
+            let error = pressure.admit(100, Patience::None).unwrap_err();
+            let ErrorKind::Busy { retry_after, .. } = error.kind() else { panic!("{error}") };
+            assert!(*retry_after >= EASES_PRIOR, "{retry_after:?}");
+        }
+        pressure.update(&alone(132));
+        assert_eq!(pressure.allowed(), Some(0));
+        assert!(pressure.admit(100, Patience::Until(Duration::from_millis(1))).is_err());
     }
 
     #[test]

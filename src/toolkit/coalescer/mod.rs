@@ -381,13 +381,13 @@ impl Shared {
         Ok(())
     }
 
-    /// When the next turn will take everything out: once the one under way has ended, and a half of
-    /// its time later.
+    /// When the next turn will take everything out: once the one under way has ended, and its time
+    /// later.
     fn retry_after(&self, state: &mut State) -> Duration {
         state.has_refused = true;
         let Some(began) = state.turn_began else { return RETRY };
         let usual = state.turn_time.max(state.full_time);
-        let usual = usual + usual / 2;
+        let usual = usual * 2;
         let took = self.db.engine().runtime.now().saturating_sub(began);
         // What takes longer than usual may well take so much longer again.
         let left = usual.checked_sub(took).unwrap_or(took);

