@@ -213,7 +213,7 @@ pub(crate) struct Limits {
     pub level0_runs: usize,
     /// Writers are stopped at so many runs of level 0; slowed down well before.
     pub level0_runs_max: usize,
-    /// So many runs of large entries count as one, at most.
+    /// So many runs count as one, at most, where entries are large or there is much data.
     pub level0_patience_max: u64,
     /// Target of the smallest level below 0.
     pub base_level_bytes: u64,

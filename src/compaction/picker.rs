@@ -7,7 +7,7 @@
 //!
 //! What is done first:
 //! 1. level 0 into the base level once it has `level0_runs` runs, more where entries are large
-//!    ([`level0_patience`]), unless the base level holds twice its target and is worse off: every run
+//!    or there is much data ([`level0_patience`]), unless the base level holds twice its target and is worse off: every run
 //!    costs each read, and a base level that has outgrown its target makes each compaction into it
 //!    dearer;
 //! 2. the level that exceeds its target by the largest factor, by the tables that overlap the
@@ -52,6 +52,9 @@ const OVERLAP_TABLES_MAX: u64 = 10;
 const MOVED_TABLES_MAX: usize = 64;
 /// Up to twice so many bytes an entry, runs of level 0 count as they are.
 const USUAL_ENTRY_BYTES: u64 = 1 << 10;
+/// Level 0 may have so much of the data below before it is compacted, and so many times the usual runs.
+const LEVEL0_FRACTION: f64 = 0.1;
+const PATIENCE_BY_DATA_MAX: f64 = 2.5;
 /// Pieces that a flush is cut into for the sake of slices: smaller ones would cost more files than
 /// they save.
 const FLUSH_PIECES_MAX: u64 = 16;
@@ -278,7 +281,7 @@ impl Scores {
         let bytes = version.level0().iter().map(|run| unclaimed(run)).sum::<u64>();
         // Runs that are not wholly being compacted away.
         let level0_runs = version.level0().iter().filter(|run| unclaimed(run) > 0).count();
-        let patience = level0_patience(version, limits) as f64;
+        let patience = level0_patience(version, limits);
         let by_runs = level0_runs as f64 / limits.level0_runs.max(1) as f64 / patience;
         let by_bytes = bytes as f64 / limits.base_level_bytes.max(1) as f64 / patience;
         // A lone run of level 0 costs reads no more than it would in the base level.
@@ -312,14 +315,23 @@ impl Scores {
     }
 }
 
-/// How many runs of level 0 count as one. What a run costs, each read pays, and less of it the fewer
+/// How many runs of level 0 count as one, at least 1. What a run costs, each read pays, and less of it the fewer
 /// entries there are; what a compaction costs goes by the bytes. So the larger the entries, the more
 /// runs are worth waiting for, to be merged all at once.
-pub(crate) fn level0_patience<T: HasFacts>(version: &Version<T>, limits: &Limits) -> u64 {
+///
+/// The more data there is, the dearer is a compaction into it, and the less space do runs that wait take
+/// in proportion: a tenth of it may.
+pub(crate) fn level0_patience<T: HasFacts>(version: &Version<T>, limits: &Limits) -> f64 {
     let tables = || version.level0().iter().flat_map(|run| run.tables()).map(|t| t.facts());
     let bytes: u64 = tables().map(|facts| facts.bytes).sum();
     let entries: u64 = tables().map(|facts| facts.entries).sum();
-    (bytes / (entries * USUAL_ENTRY_BYTES).max(1)).clamp(1, limits.level0_patience_max.max(1))
+    let by_entries = bytes / (entries * USUAL_ENTRY_BYTES).max(1);
+    // Those that are partly compacted away are smaller.
+    let run_bytes = version.level0().iter().map(|run| run.bytes()).max().unwrap_or(0);
+    let below: u64 = (1..=LEVEL_LAST).map(|level| version.level_bytes(level)).sum();
+    let full_bytes = run_bytes.max(1) as f64 * limits.level0_runs.max(1) as f64;
+    let by_data = (below as f64 * LEVEL0_FRACTION / full_bytes).min(PATIENCE_BY_DATA_MAX);
+    (by_entries as f64).max(by_data).clamp(1.0, limits.level0_patience_max.max(1) as f64)
 }
 
 /// The level that the smallest share of data of this size belongs to.
@@ -932,11 +944,30 @@ mod tests {
             for run in 1..=7 {
                 let tables = format!("{run}[a-z]:{bytes}");
                 version = add_run(&version, &format!("L0.{run}"), &tables);
-                assert_eq!(level0_patience(&version, &limits), patience);
+                assert_eq!(level0_patience(&version, &limits), f64::from(patience));
                 let picked = pick(&version, &limits, &Claims::default(), SeqNo::MAX).is_some();
                 let wanted = run >= patience as usize * limits.level0_runs;
                 assert_eq!(picked, wanted, "{run} runs of {bytes} bytes");
             }
+        }
+    }
+
+    #[test]
+    fn with_much_data_below_more_runs_are_waited_for() {
+        // Of two usual runs of 100 bytes each: a tenth of the data is as much, or more.
+        for (bytes, wanted) in [(1, 2), (2_000, 2), (2_999, 3), (3_000, 3), (4_000, 4), (90_000, 5)]
+        {
+            let limits = Limits { level0_patience_max: 4, base_level_bytes: 1 << 20, ..limits() };
+            let mut version = add_run(&Version::empty(), "L6", &format!("1[a-z]:{bytes}"));
+            for run in 1..=5 {
+                version = add_run(&version, &format!("L0.{run}"), &format!("{}[a-z]:100", run + 1));
+                let picked = pick(&version, &limits, &Claims::default(), SeqNo::MAX).is_some();
+                assert_eq!(picked, run >= wanted, "{run} runs over {bytes} bytes");
+            }
+            // One that is partly compacted away does not count for less.
+            version = add_run(&version, "L0.6", "9[c-d]:1");
+            let one_more = (bytes as f64 / 1_000.0 / limits.level0_runs as f64).clamp(1.0, 2.5);
+            assert!((level0_patience(&version, &limits) - one_more).abs() < 1e-9, "{bytes}");
         }
     }
 

@@ -596,7 +596,7 @@ impl Engine {
         let logs_bytes = self.pipeline.logs.live_bytes();
         let level0_runs = |tree: &Arc<Tree>| {
             let version = &tree.view().version;
-            version.level0().len() / level0_patience(version, limits) as usize
+            (version.level0().len() as f64 / level0_patience(version, limits)) as usize
         };
         let debt = |tree: &Arc<Tree>| tree.debt_bytes.load(Ordering::Relaxed);
         let stored: u64 = trees.iter().map(|tree| tree.table_bytes()).sum();
