@@ -53,8 +53,8 @@ const MOVED_TABLES_MAX: usize = 64;
 /// Up to twice so many bytes an entry, runs of level 0 count as they are.
 const USUAL_ENTRY_BYTES: u64 = 1 << 10;
 /// Level 0 may have so much of the data below before it is compacted, and so many times the usual runs.
-const LEVEL0_FRACTION: f64 = 0.1;
-const PATIENCE_BY_DATA_MAX: f64 = 2.5;
+const LEVEL0_FRACTION: f64 = 0.2;
+const PATIENCE_BY_DATA_MAX: f64 = 3.0;
 /// Pieces that a flush is cut into for the sake of slices: smaller ones would cost more files than
 /// they save.
 const FLUSH_PIECES_MAX: u64 = 16;
@@ -320,7 +320,8 @@ impl Scores {
 /// runs are worth waiting for, to be merged all at once.
 ///
 /// The more data there is, the dearer is a compaction into it, and the less space do runs that wait take
-/// in proportion: a tenth of it may.
+/// in proportion: a fifth of it may, while writes go on; at rest level 0 is compacted anyway. Of 20 million
+/// records in 256 MiB 6.1 bytes were written for each byte then, 6.6 to 7.0 before.
 pub(crate) fn level0_patience<T: HasFacts>(version: &Version<T>, limits: &Limits) -> f64 {
     let tables = || version.level0().iter().flat_map(|run| run.tables()).map(|t| t.facts());
     let bytes: u64 = tables().map(|facts| facts.bytes).sum();
@@ -954,19 +955,19 @@ mod tests {
 
     #[test]
     fn with_much_data_below_more_runs_are_waited_for() {
-        // Of two usual runs of 100 bytes each: a tenth of the data is as much, or more.
-        for (bytes, wanted) in [(1, 2), (2_000, 2), (2_999, 3), (3_000, 3), (4_000, 4), (90_000, 5)]
+        // Of two usual runs of 100 bytes each: a fifth of the data is as much, or more.
+        for (bytes, wanted) in [(1, 2), (1_000, 2), (1_499, 3), (1_500, 3), (2_000, 4), (90_000, 6)]
         {
             let limits = Limits { level0_patience_max: 4, base_level_bytes: 1 << 20, ..limits() };
             let mut version = add_run(&Version::empty(), "L6", &format!("1[a-z]:{bytes}"));
-            for run in 1..=5 {
+            for run in 1..=6 {
                 version = add_run(&version, &format!("L0.{run}"), &format!("{}[a-z]:100", run + 1));
                 let picked = pick(&version, &limits, &Claims::default(), SeqNo::MAX).is_some();
                 assert_eq!(picked, run >= wanted, "{run} runs over {bytes} bytes");
             }
             // One that is partly compacted away does not count for less.
-            version = add_run(&version, "L0.6", "9[c-d]:1");
-            let one_more = (bytes as f64 / 1_000.0 / limits.level0_runs as f64).clamp(1.0, 2.5);
+            version = add_run(&version, "L0.7", "9[c-d]:1");
+            let one_more = (bytes as f64 / 500.0 / limits.level0_runs as f64).clamp(1.0, 3.0);
             assert!((level0_patience(&version, &limits) - one_more).abs() < 1e-9, "{bytes}");
         }
     }
