@@ -207,7 +207,7 @@ impl<C: Cursor> Source<C> {
     fn note(&mut self) {
         self.ended = !self.cursor.valid();
         if !self.ended {
-            self.head = key::long_head(self.cursor.key());
+            self.head = self.cursor.head();
         }
     }
 }

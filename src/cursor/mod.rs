@@ -10,7 +10,7 @@ pub(crate) mod upto;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::key::{EntryKind, SeqNo};
+use crate::key::{self, EntryKind, SeqNo};
 use crate::slice::Slice;
 
 /// A value lent by a memtable or a table.
@@ -61,6 +61,11 @@ pub(crate) trait Cursor {
     fn prev(&mut self) -> Result<()>;
     /// The user key. Valid until the cursor moves.
     fn key(&self) -> &[u8];
+    /// The first 16 bytes of the key as a number: [`key::long_head`].
+    #[inline]
+    fn head(&self) -> u128 {
+        key::long_head(self.key())
+    }
     /// The entry's sequence number.
     fn seqno(&self) -> SeqNo;
     /// What the entry does.
@@ -94,6 +99,9 @@ impl Cursor for Box<dyn Cursor> {
     }
     fn key(&self) -> &[u8] {
         (**self).key()
+    }
+    fn head(&self) -> u128 {
+        (**self).head()
     }
     fn seqno(&self) -> SeqNo {
         (**self).seqno()

@@ -89,6 +89,10 @@ impl crate::cursor::Cursor for Source {
         delegate!(self, cursor => cursor.key())
     }
     #[inline]
+    fn head(&self) -> u128 {
+        delegate!(self, cursor => cursor.head())
+    }
+    #[inline]
     fn seqno(&self) -> SeqNo {
         delegate!(self, cursor => cursor.seqno())
     }

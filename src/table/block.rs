@@ -223,6 +223,13 @@ impl<'a> Block<'a> {
     /// Row `index`, which is less than [`Block::count`].
     #[inline]
     pub fn row(&self, index: usize) -> Decoded<Row<'a>> {
+        self.row_in_place(index)
+    }
+
+    /// The same, always inlined, for scans: a row that is given back in memory is written in pieces and read
+    /// in larger ones, which waits until the pieces have left the store buffer.
+    #[inline(always)]
+    pub fn row_in_place(&self, index: usize) -> Decoded<Row<'a>> {
         const BAD: DecodeError = DecodeError("a row past its bounds");
         let head = u64::from_le_bytes(*self.heads().get(index).ok_or(BAD)?);
         let start = self.shape.rows_at + self.offset(index).ok_or(BAD)?;
@@ -387,6 +394,25 @@ impl Row<'_> {
             }
         };
         self.head.cmp(&other.head).then_with(tails).then_with(|| other.seqno.cmp(&self.seqno))
+    }
+
+    /// The first 16 bytes of the key, as [`key::long_head`] gives them, if its prefix has so many bytes and
+    /// that head. Not read from where [`Row::put_suffix`] has just written them: a load across two stores
+    /// waits for both.
+    #[inline]
+    pub fn long_head(&self, prefix_head: u128, prefix_bytes: usize) -> u128 {
+        if prefix_bytes >= key::LONG_HEAD_BYTES {
+            return prefix_head;
+        }
+        let tail = match self.tail_and_value.first_chunk::<8>() {
+            Some(eight) => u64::from_be_bytes(*eight),
+            None => (key::long_head(self.tail) >> 64) as u64,
+        };
+        let mut suffix = u128::from(self.head) << 64 | u128::from(tail);
+        if self.suffix_bytes < key::LONG_HEAD_BYTES {
+            suffix &= !(u128::MAX >> (8 * self.suffix_bytes));
+        }
+        prefix_head | suffix >> (8 * prefix_bytes)
     }
 
     /// Replaces what `key` holds after its first `prefix_bytes` bytes by this row's suffix.
@@ -570,4 +596,45 @@ impl BlockBuilder {
 #[inline]
 pub(crate) fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys of a shared prefix of each length up to 20, and after it of each length up to 20.
+    #[test]
+    fn the_long_head_of_a_row_is_that_of_its_key() {
+        for prefix_bytes in 0..=20 {
+            let prefix = vec![0xa5; prefix_bytes];
+            for value in [&b""[..], b"v", &[0xff; 30]] {
+                let mut builder = BlockBuilder::default();
+                let mut keys: Vec<Vec<u8>> = Vec::new();
+                for suffix_bytes in 0..=20_u8 {
+                    let suffix: Vec<u8> = (0..suffix_bytes).map(|n| n * 12 + 1).collect();
+                    keys.push([&prefix[..], &suffix].concat());
+                }
+                // One that keeps the prefix from being longer.
+                keys.push([&prefix[..], &[0xf0]].concat());
+                for key in &keys {
+                    builder.add(key, 7, EntryKind::Put, value);
+                }
+                let mut bytes = Vec::new();
+                builder.finish(&mut bytes);
+                let block = Block::new(&bytes).unwrap();
+                assert_eq!(block.prefix(), prefix);
+                let prefix_head = key::long_head(&prefix);
+                for (row, key) in keys.iter().enumerate() {
+                    let head = block.row(row).unwrap().long_head(prefix_head, prefix_bytes);
+                    assert_eq!(
+                        head,
+                        key::long_head(key),
+                        "{} {}",
+                        prefix_bytes,
+                        key.escape_ascii()
+                    );
+                }
+            }
+        }
+    }
 }

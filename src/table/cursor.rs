@@ -39,6 +39,9 @@ pub(crate) struct TableCursor {
     row: usize,
     valid: bool,
     key: Vec<u8>,
+    /// The first 16 bytes of the key, and of the prefix that all keys of the block share.
+    head: u128,
+    prefix_head: u128,
     seqno: SeqNo,
     kind: EntryKind,
     value: Range<usize>,
@@ -100,6 +103,8 @@ impl TableCursor {
             row: 0,
             valid: false,
             key: Vec::with_capacity(USUAL_KEY_BYTES),
+            head: 0,
+            prefix_head: 0,
             seqno: SeqNo::ZERO,
             kind: EntryKind::Put,
             value: 0..0,
@@ -200,6 +205,7 @@ impl TableCursor {
         }
         self.key.clear();
         self.key.extend_from_slice(Block::with_shape(&self.block, self.shape).prefix());
+        self.prefix_head = key::long_head(&self.key);
         Ok(())
     }
 
@@ -207,9 +213,11 @@ impl TableCursor {
     #[inline]
     fn stand_on(&mut self, row: usize) -> Result<()> {
         let block = Block::with_shape(&self.block, self.shape);
-        match block.row(row) {
+        match block.row_in_place(row) {
             Ok(found) => {
-                found.put_suffix(&mut self.key, block.prefix().len());
+                let prefix_bytes = block.prefix().len();
+                self.head = found.long_head(self.prefix_head, prefix_bytes);
+                found.put_suffix(&mut self.key, prefix_bytes);
                 self.seqno = found.seqno;
                 self.kind = found.kind;
                 self.value = found.value_at..found.value_at + found.value.len();
@@ -324,6 +332,13 @@ impl Cursor for TableCursor {
     fn key(&self) -> &[u8] {
         debug_assert!(self.valid);
         &self.key
+    }
+
+    #[inline]
+    fn head(&self) -> u128 {
+        debug_assert!(self.valid);
+        debug_assert_eq!(self.head, key::long_head(&self.key));
+        self.head
     }
 
     #[inline]

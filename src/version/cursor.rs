@@ -136,6 +136,11 @@ impl Cursor for RunCursor {
     }
 
     #[inline]
+    fn head(&self) -> u128 {
+        self.here().head()
+    }
+
+    #[inline]
     fn seqno(&self) -> SeqNo {
         self.here().seqno()
     }
