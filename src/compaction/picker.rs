@@ -7,9 +7,9 @@
 //!
 //! What is done first:
 //! 1. level 0 into the base level once it has `level0_runs` runs, more where entries are large
-//!    or there is much data ([`level0_patience`]), unless the base level holds twice its target and is worse off: every run
-//!    costs each read, and a base level that has outgrown its target makes each compaction into it
-//!    dearer;
+//!    or there is much data ([`level0_patience`]), unless the base level holds twice its target and
+//!    is worse off: every run costs each read, and a base level that has outgrown its target makes
+//!    each compaction into it dearer;
 //! 2. the level that exceeds its target by the largest factor, by the tables that overlap the
 //!    level below least, garbage counted in their favour;
 //! 3. with nothing else to do: levels that are no longer needed, tables that are mostly
@@ -315,8 +315,8 @@ impl Scores {
     }
 }
 
-/// How many runs of level 0 count as one, at least 1. What a run costs, each read pays, and less of it the fewer
-/// entries there are; what a compaction costs goes by the bytes. So the larger the entries, the more
+/// How many runs of level 0 count as one, at least 1. What a run costs, each read pays, and less of it the
+/// fewer entries there are; what a compaction costs goes by the bytes. So the larger the entries, the more
 /// runs are worth waiting for, to be merged all at once.
 ///
 /// The more data there is, the dearer is a compaction into it, and the less space do runs that wait take
