@@ -105,6 +105,11 @@ Columns:
   w-amp      the same over the bytes of keys and values; and by the engine's own count
   disk       MiB of the database's files
 
+Overload:
+  Its longest put is told twice: as it was, and without the pauses of the machine itself, as seen by a
+  watcher on each processor that does nothing but wake. For that it takes real-time priority, which needs
+  root. A host stops a virtual machine that takes too much for tens of milliseconds.
+
 Examples:
   compare --engines esker,rocksdb,fjall --report report.html
   compare fillrandom readrandom seek10 --records 200K

@@ -18,6 +18,10 @@ pub enum Facet {
     Writer,
     /// Microseconds of processor an operation.
     Cpu,
+    /// The longest operation, in milliseconds.
+    Longest,
+    /// The same if what the machine itself paused is left out.
+    LongestRunning,
 }
 
 /// A floor and a goal.
@@ -34,6 +38,9 @@ impl Facet {
     pub fn of(workload: Workload) -> &'static [Facet] {
         match workload {
             Workload::Fillrandom => &[Facet::Main, Facet::Settled, Facet::Cpu],
+            Workload::Overload => {
+                &[Facet::Main, Facet::Settled, Facet::Longest, Facet::LongestRunning]
+            }
             Workload::Readwhilewriting => &[Facet::Main, Facet::Writer],
             _ if workload.is_fill() => &[Facet::Main, Facet::Settled],
             _ => &[Facet::Main],
@@ -49,6 +56,8 @@ impl Facet {
             Facet::Settled => format!("{name}, settled"),
             Facet::Writer => format!("{name}, its writer"),
             Facet::Cpu => format!("{name}, CPU µs/op"),
+            Facet::Longest => format!("{name}, longest ms"),
+            Facet::LongestRunning => format!("{name}, longest ms while the machine ran"),
         }
     }
 
@@ -59,13 +68,16 @@ impl Facet {
             Facet::Settled => Some(row.settled_rate()),
             Facet::Writer => row.writer_rate,
             Facet::Cpu => Some(row.cpu_us_per_op()),
+            Facet::Longest => Some(row.latency.max / 1000.0),
+            Facet::LongestRunning => Some(row.latency.max_running? / 1000.0),
         }
     }
 
     /// How many times better `ours` is than `theirs`.
     pub fn ratio(self, ours: &Row, theirs: &Row) -> Option<f64> {
         let (ours_value, theirs_value) = (self.value(ours)?, self.value(theirs)?);
-        let less_is_better = self == Facet::Cpu || ours.workload.is_time();
+        let is_cost = matches!(self, Facet::Cpu | Facet::Longest | Facet::LongestRunning);
+        let less_is_better = is_cost || ours.workload.is_time();
         let (better, worse) = match less_is_better {
             true => (theirs_value, ours_value),
             false => (ours_value, theirs_value),
@@ -84,6 +96,8 @@ impl Facet {
                 _ => return None,
             },
             Facet::Writer => [Some((2.5, 5.0)), Some((2.0, 4.0)), Some((5.0, 15.0))],
+            // A fifth of the longest.
+            Facet::Longest | Facet::LongestRunning => [Some((5.0, 5.0)), None, None],
             // A third of the processor, and better a seventh.
             Facet::Cpu => [Some((3.0, 6.7)), Some((3.0, 6.7)), None],
         };
@@ -125,6 +139,6 @@ fn main_targets(workload: Workload) -> Option<[Option<(f64, f64)>; 3]> {
         Read4k | Read64k => all((2.0, 4.0), (2.0, 4.0), (0.6, 1.0)),
         Recovery => Some([Some((3.0, 8.0)), Some((0.8, 2.0)), None]),
         Open => Some([Some((1.5, 4.0)), Some((0.5, 1.0)), None]),
-        Fillsync2 | Multiget100 | Deleterandom => None,
+        Fillsync2 | Multiget100 | Deleterandom | Overload => None,
     }
 }

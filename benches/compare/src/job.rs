@@ -132,6 +132,8 @@ pub struct Latency {
     pub p999: f64,
     /// The longest.
     pub max: f64,
+    /// The longest if what the machine itself paused is left out; only of [`Workload::Overload`].
+    pub max_running: Option<f64>,
 }
 
 impl Row {

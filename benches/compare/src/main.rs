@@ -6,7 +6,7 @@
 //! - `child`: runs workloads on one engine.
 //! - `engine`: what an engine has to do, and the engines.
 //! - `workload`, `keys`: what is run, and on which records.
-//! - `meter`, `machine`: what is measured.
+//! - `meter`, `machine`, `pauses`: what is measured.
 //! - `facet`, `report`: what is compared, and how it is shown.
 
 mod child;
@@ -19,6 +19,7 @@ mod keys;
 mod machine;
 mod meter;
 mod parent;
+mod pauses;
 mod report;
 mod workload;
 

@@ -10,8 +10,14 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::pauses::Span;
+
 /// How often a thread tells how far it is.
 const SAY_EVERY: Duration = Duration::from_millis(5);
+/// Operations of at least so long are noted with their time.
+const LONG: Duration = Duration::from_millis(1);
+/// Not more of them: where most are long, each of them says little.
+const LONG_MAX: usize = 1 << 20;
 /// Width of a point of the curve.
 pub const TICK: Duration = Duration::from_millis(100);
 
@@ -52,6 +58,8 @@ pub struct Tally {
     pub capped: bool,
     /// From the start to the end of the last operation.
     pub elapsed: Duration,
+    /// The long operations.
+    pub long: Vec<Span>,
     /// Operations and latencies in nanoseconds, to one digit, of each tick.
     ticks: Vec<(u64, Histogram<u32>)>,
 }
@@ -70,7 +78,8 @@ pub struct Point {
 impl Tally {
     fn new() -> Tally {
         let (capped, elapsed) = (false, Duration::ZERO);
-        Tally { latencies: latencies(), ops: 0, capped, elapsed, ticks: Vec::new() }
+        let (long, ticks) = (Vec::new(), Vec::new());
+        Tally { latencies: latencies(), ops: 0, capped, elapsed, long, ticks }
     }
 
     /// Of all threads, which ran in the same time.
@@ -81,6 +90,7 @@ impl Tally {
             sum.ops += tally.ops;
             sum.capped |= tally.capped;
             sum.elapsed = sum.elapsed.max(tally.elapsed);
+            sum.long.extend(&tally.long);
             sum.ticks.resize_with(sum.ticks.len().max(tally.ticks.len()), tick);
             for (total, (ops, latencies)) in sum.ticks.iter_mut().zip(&tally.ticks) {
                 total.0 += ops;
@@ -149,7 +159,18 @@ impl<'a> Meter<'a> {
         }
         self.current.saturating_record(latency);
         self.tally.ops += entries;
+        if latency >= LONG.as_nanos() as u64 {
+            self.note_long(latency);
+        }
         now < self.next || self.say(now)
+    }
+
+    #[cold]
+    fn note_long(&mut self, latency: u64) {
+        let end = self.start + Duration::from_nanos(self.last);
+        if self.tally.long.len() < LONG_MAX {
+            self.tally.long.push((end - Duration::from_nanos(latency), end));
+        }
     }
 
     /// Begins an operation now: what was since the last one does not count.

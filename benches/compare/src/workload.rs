@@ -74,6 +74,8 @@ pub enum Workload {
     #[value(name = "writers-8")]
     #[serde(rename = "writers-8")]
     Writers8,
+    /// Put half of the records at twice the rate at which the other half was put and settled
+    Overload,
     /// fillrandom with Disk durability, at most 5 seconds
     #[value(name = "fillsync-1")]
     #[serde(rename = "fillsync-1")]
@@ -163,7 +165,7 @@ impl Workload {
         use Workload::*;
         match self {
             Fillseq => Group::Sequential,
-            Fillbatch100 | Fillbatch1000 | Writers1 | Writers2 | Writers4 | Writers8
+            Fillbatch100 | Fillbatch1000 | Writers1 | Writers2 | Writers4 | Writers8 | Overload
             | Fillsync1 | Fillsync2 | Fillsync8 | Fillsync32 => Group::Fill(self),
             Counters1k | Counters1m | Readcounters => Group::Counters(self),
             Queue => Group::Queue,
@@ -191,6 +193,7 @@ impl Workload {
                 | Writers2
                 | Writers4
                 | Writers8
+                | Overload
                 | Fill4k
                 | Fill64k
         )

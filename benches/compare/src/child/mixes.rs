@@ -53,7 +53,7 @@ impl Scene<'_> {
             let (tally, written): (_, Result<_>) = (outcome?, written);
             let written = written?;
             let rate = written.ops as f64 / written.elapsed.as_secs_f64();
-            Ok(Played { tally, writer_rate: Some(rate), note: String::new() })
+            Ok(Played { writer_rate: Some(rate), ..tally.into() })
         })
     }
 

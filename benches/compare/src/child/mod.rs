@@ -14,6 +14,7 @@ mod deletes;
 mod fills;
 mod mixes;
 mod opening;
+mod overload;
 mod queue;
 mod reads;
 
@@ -75,12 +76,13 @@ enum Writes {
 struct Played {
     tally: Tally,
     writer_rate: Option<f64>,
+    max_running: Option<f64>,
     note: String,
 }
 
 impl From<Tally> for Played {
     fn from(tally: Tally) -> Played {
-        Played { tally, writer_rate: None, note: String::new() }
+        Played { tally, writer_rate: None, max_running: None, note: String::new() }
     }
 }
 
@@ -106,6 +108,7 @@ impl<'a> Scene<'a> {
     /// Runs the workloads.
     fn play(self) -> Result<()> {
         match self.job.group {
+            Group::Fill(Workload::Overload) => self.play_overload()?,
             Group::Sequential | Group::Fill(_) => {
                 self.job
                     .workloads
@@ -157,6 +160,7 @@ impl<'a> Scene<'a> {
             row.user_bytes = played.tally.ops * bytes;
         }
         row.writer_rate = played.writer_rate;
+        row.latency.max_running = played.max_running;
         row.note = played.note;
         tell(&Event::Row(Box::new(row)));
         Ok(played.tally.ops)
@@ -212,6 +216,7 @@ impl<'a> Recorder<'a> {
                 p99: us(0.99),
                 p999: us(0.999),
                 max: tally.latencies.max() as f64 / 1000.0,
+                max_running: None,
             },
             user_bytes: 0,
             usage: Usage::now().since(self.before),

@@ -69,6 +69,9 @@ fn introduce(page: &mut String, results: &Results) -> Result<()> {
 fn push_bars(page: &mut String, results: &Results, workload: Workload, facet: Facet) -> Result<()> {
     let rows = || results.kinds.iter().filter_map(|kind| results.median(*kind, workload));
     let values: Vec<_> = rows().filter_map(|row| Some((row.engine, facet.value(row)?))).collect();
+    if values.is_empty() {
+        return Ok(());
+    }
     let capped: Vec<_> = rows().filter(|row| row.capped).map(|row| row.engine.name()).collect();
     let stars = match capped.is_empty() {
         true => String::new(),
