@@ -680,6 +680,24 @@ mod tests {
         assert!(pressure.admit(1, Patience::Until(Duration::from_millis(10))).is_ok());
     }
 
+    /// Of virtual time.
+    #[test]
+    fn nobody_sleeps_for_less_than_a_millisecond_and_who_does_pays_for_all_before() {
+        let pressure = Throttle::new(Runtime::stepper(1));
+        pressure.update(&Measures { debt_bytes: 75, ..calm() });
+        let rate = pressure.allowed().unwrap();
+        let began = pressure.runtime.now();
+        let us = |count| Duration::from_micros(count);
+        // Each is 0.4 ms.
+        let took = [(); 3].map(|()| {
+            pressure.pay(rate / 2500, Patience::Wait, || false);
+            pressure.runtime.now() - began
+        });
+        assert!(took[1] < us(100), "{took:?}");
+        assert!(us(1200) <= took[2] && took[2] < us(1500), "{took:?}");
+        assert_eq!(pressure.stalls().iter().map(|stall| stall.count).sum::<u64>(), 1);
+    }
+
     #[test]
     fn a_slot_is_honoured_and_nobody_else_let_in_before() {
         let mut slots = Slots::default();
