@@ -21,6 +21,9 @@ use crate::table::{Buffers, SEQNO_BEFORE_ALL};
 /// Keys up to this length are put together without allocating again. A suffix is copied in pieces
 /// of 8 bytes, the last of which may run over.
 const USUAL_KEY_BYTES: usize = 48;
+/// A cursor that goes backward asks for the row so many before the one it takes: the processor's own
+/// prefetchers follow best what goes forward.
+const ROWS_AHEAD_BACKWARD: usize = 8;
 /// A users' cursor that has gone on to the next block so many times in a row reads ahead in the mapping. To
 /// ask costs 1 µs where nothing is missing, an eighth of a scan of 100 entries: those are over before.
 const STEPS_BEFORE_AHEAD: u32 = 4;
@@ -239,7 +242,9 @@ impl TableCursor {
 
     fn enter_last_of(&mut self, ordinal: usize) -> Result<()> {
         self.enter(ordinal)?;
-        self.stand_on(self.shape.count - 1)
+        let last = self.shape.count - 1;
+        Block::with_shape(&self.block, self.shape).prefetch_walk(last, false);
+        self.stand_on(last)
     }
 
     /// Enters the block that has, or is followed by, the first entry at or after (key, seqno);
@@ -320,6 +325,9 @@ impl Cursor for TableCursor {
         debug_assert!(self.valid);
         self.valid = false;
         if self.row > 0 {
+            if let Some(ahead) = self.row.checked_sub(ROWS_AHEAD_BACKWARD) {
+                Block::with_shape(&self.block, self.shape).prefetch_row(ahead);
+            }
             self.stand_on(self.row - 1)
         } else if self.ordinal > 0 {
             self.enter_last_of(self.ordinal - 1)
