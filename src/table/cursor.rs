@@ -21,7 +21,7 @@ use crate::table::{Buffers, SEQNO_BEFORE_ALL};
 /// Keys up to this length are put together without allocating again. A suffix is copied in pieces
 /// of 8 bytes, the last of which may run over.
 const USUAL_KEY_BYTES: usize = 48;
-/// A cursor that goes backward asks for the row so many before the one it takes: the processor's own
+/// A cursor that goes backward asks for the row so many before the one it leaves: the processor's own
 /// prefetchers follow best what goes forward.
 const ROWS_AHEAD_BACKWARD: usize = 8;
 /// A users' cursor that has gone on to the next block so many times in a row reads ahead in the mapping. To

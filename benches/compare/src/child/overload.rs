@@ -12,7 +12,7 @@ use crate::report::short;
 use crate::workload::Workload;
 
 /// Puts between two looks at the clock for the next ones.
-const GROUP: u64 = 64;
+const PUTS_BETWEEN_LOOKS: u64 = 64;
 /// Ahead of its time by less, nobody sleeps: it would be late.
 const AHEAD: Duration = Duration::from_micros(500);
 /// What comes in while a put is held back longer than this is lost: who produces so much a second does
@@ -21,18 +21,18 @@ const BACKLOG: Duration = Duration::from_millis(10);
 
 /// Offers operations at a rate.
 struct Pace {
-    /// Of a group.
+    /// Between two looks.
     every: Duration,
     due: Instant,
 }
 
 impl Pace {
     fn new(per_second: f64) -> Pace {
-        let every = Duration::from_secs_f64(GROUP as f64 / per_second);
+        let every = Duration::from_secs_f64(PUTS_BETWEEN_LOOKS as f64 / per_second);
         Pace { every, due: Instant::now() + every }
     }
 
-    /// Waits until the next group is due; what comes then is measured from there.
+    /// Waits until the next puts are due; what comes then is measured from there.
     fn wait(&mut self, meter: &mut Meter<'_>) {
         let now = Instant::now();
         if self.due > now + AHEAD {
@@ -64,7 +64,7 @@ impl Scene<'_> {
                     if !meter.end(1) {
                         break;
                     }
-                    if number.is_multiple_of(GROUP) {
+                    if number.is_multiple_of(PUTS_BETWEEN_LOOKS) {
                         pace.wait(meter);
                     }
                 }
