@@ -252,7 +252,7 @@ fn check(
 fn every_length_of_every_file_gives_a_prefix_or_corruption() {
     let subject = subject(seed(), LARGE, Compression::None, ReadMode::Mapped);
     let cut = |bytes: &[u8], len: usize| bytes[..len].to_vec();
-    let quota = quota("ESKER_CUT_SECONDS", 600);
+    let quota = quota("ESKER_CUT_SECONDS", 1800);
     let tally = check("every length", &subject, quota, <[u8]>::len, cut);
     let complete = tally.complete || settings::number("ESKER_CUT_SECONDS").is_some();
     assert!(complete, "not every length was tried: allow more ESKER_CUT_SECONDS");
@@ -330,7 +330,7 @@ fn every_length_of_every_table_gives_corruption() {
 fn every_flipped_bit_gives_the_right_answer_or_corruption() {
     // Every bit where blocks are read in place; of the others as many as there is time for.
     let pairs = [
-        (Compression::None, ReadMode::Mapped, quota("ESKER_FLIP_SECONDS", 900)),
+        (Compression::None, ReadMode::Mapped, quota("ESKER_FLIP_SECONDS", 1800)),
         (Compression::Lz4, ReadMode::Pread, quota("ESKER_FLIP_OTHERS_SECONDS", 20)),
         (Compression::None, ReadMode::Pread, quota("ESKER_FLIP_OTHERS_SECONDS", 10)),
         (Compression::Lz4, ReadMode::Mapped, quota("ESKER_FLIP_OTHERS_SECONDS", 10)),

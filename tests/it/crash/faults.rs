@@ -201,7 +201,7 @@ struct Tally {
 #[test]
 fn every_call_may_fail_once() {
     let actions = setting("ESKER_FAULT_ACTIONS", 500) as usize;
-    let (seed, quota) = (setting("ESKER_FAULT_SEED", 3), quota("ESKER_FAULT_SECONDS", 900));
+    let (seed, quota) = (setting("ESKER_FAULT_SEED", 3), quota("ESKER_FAULT_SECONDS", 1800));
     let only = std::env::var("ESKER_FAULT_CASE").ok();
     let began = Instant::now();
     let sweep = Arc::new(Sweep::new(seed, actions));
