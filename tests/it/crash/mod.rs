@@ -17,10 +17,10 @@
 //!
 //! `ESKER_CRASH_SEED`, `ESKER_CRASH_ACTIONS` (1000); `ESKER_CRASH_STATES` (500,000) different states
 //! of single crashes; `ESKER_CRASH_SECONDS` (45) of crashes in a row; `ESKER_CRASH_CASE` (printed
-//! with a violation; shows it alone). `ESKER_FAULT_ACTIONS` (500), `ESKER_FAULT_SECONDS` (900),
-//! `ESKER_FAULT_CASE`. `ESKER_DAMAGE_SEED`, `ESKER_FLIP_SECONDS` (900) for every bit as it is read by
+//! with a violation; shows it alone). `ESKER_FAULT_ACTIONS` (500), `ESKER_FAULT_SECONDS` (1800),
+//! `ESKER_FAULT_CASE`. `ESKER_DAMAGE_SEED`, `ESKER_FLIP_SECONDS` (1800) for every bit as it is read by
 //! default, `ESKER_FLIP_OTHERS_SECONDS` for each other pair of codec and read mode,
-//! `ESKER_CUT_SECONDS` (600), `ESKER_DAMAGE_CASE`. `ESKER_PROGRAM_VERBS` (2), `ESKER_PROGRAM_SEEDS` (8),
+//! `ESKER_CUT_SECONDS` (1800), `ESKER_DAMAGE_CASE`. `ESKER_PROGRAM_VERBS` (2), `ESKER_PROGRAM_SEEDS` (8),
 //! `ESKER_PROGRAM_SECONDS` (60) for what goes beyond all programs of so many verbs. Quotas are for a
 //! quiet machine of two cores; what was covered within them is printed. That of the faults, of the flips as
 //! they are read by default and of the cuts must be enough for all, if it is not set.
