@@ -400,9 +400,10 @@ mod tests {
     }
 
     fn random_key(random: &mut fastrand::Rng) -> Vec<u8> {
-        let prefixes: [&[u8]; 4] =
-            [b"common/prefix/", b"common/prefix/of", b"common/prefix/of/them", b""];
-        let prefix = prefixes[random.usize(..4)];
+        // Heads that are all ones as well, behind which none comes.
+        let prefixes: [&[u8]; 5] =
+            [b"common/prefix/", b"common/prefix/of", b"common/prefix/of/them", b"", &[0xff; 16]];
+        let prefix = prefixes[random.usize(..5)];
         let tail = (0..random.usize(0..3)).map(|_| random.u8(0..3));
         prefix.iter().copied().chain(tail).collect()
     }
