@@ -60,12 +60,16 @@ const ROW_PREFETCHED_BYTES: usize = 256;
 /// Some rows of the usual size, as many as the processor takes to notice where it goes.
 const WALK_PREFETCHED_BYTES: usize = 512;
 
+const BAD_ROW: DecodeError = DecodeError("a row past its bounds");
+
 /// Where the parts of a block begin.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Shape {
     pub count: usize,
     prefix_bytes: usize,
     seqno_bytes: usize,
+    /// Ones where the seqno field has bits.
+    seqno_mask: u64,
     offset_bytes: usize,
     heads_at: usize,
     offsets_at: usize,
@@ -125,6 +129,7 @@ impl Shape {
             count,
             prefix_bytes,
             seqno_bytes,
+            seqno_mask: u64::MAX.checked_shr(64 - 8 * seqno_bytes as u32).unwrap_or(0),
             offset_bytes,
             heads_at,
             offsets_at,
@@ -230,16 +235,20 @@ impl<'a> Block<'a> {
     /// in larger ones, which waits until the pieces have left the store buffer.
     #[inline(always)]
     pub fn row_in_place(&self, index: usize) -> Decoded<Row<'a>> {
-        const BAD: DecodeError = DecodeError("a row past its bounds");
-        let head = u64::from_le_bytes(*self.heads().get(index).ok_or(BAD)?);
-        let start = self.shape.rows_at + self.offset(index).ok_or(BAD)?;
+        self.row_from(index, self.shape.rows_at + self.offset(index).ok_or(BAD_ROW)?)
+    }
+
+    /// The same for who knows where it begins: where the row before it ended.
+    #[inline(always)]
+    pub fn row_from(&self, index: usize, start: usize) -> Decoded<Row<'a>> {
+        let head = u64::from_le_bytes(*self.heads().get(index).ok_or(BAD_ROW)?);
         let end = if index + 1 < self.shape.count {
-            self.shape.rows_at + self.offset(index + 1).ok_or(BAD)?
+            self.shape.rows_at + self.offset(index + 1).ok_or(BAD_ROW)?
         } else {
             self.bytes.len()
         };
-        let row = self.bytes.get(start..end).ok_or(BAD)?;
-        let (&first, mut rest) = row.split_first().ok_or(BAD)?;
+        let row = self.bytes.get(start..end).ok_or(BAD_ROW)?;
+        let (&first, mut rest) = row.split_first().ok_or(BAD_ROW)?;
         let kind = EntryKind::from_u8(first & 15).ok_or(DecodeError("an unknown entry kind"))?;
         let mut suffix_bytes = usize::from(first >> 4);
         if suffix_bytes == SUFFIX_LONG {
@@ -251,11 +260,11 @@ impl<'a> Block<'a> {
             suffix_bytes += more;
             rest = decoder.rest();
         }
-        let (delta, tail_and_value) = self.split_seqno(rest).ok_or(BAD)?;
+        let (delta, tail_and_value) = self.split_seqno(rest).ok_or(BAD_ROW)?;
         let seqno =
             self.shape.seqno_min.checked_add(delta).ok_or(DecodeError("a seqno over 64 bits"))?;
         let tail_bytes = suffix_bytes.saturating_sub(8);
-        let (tail, value) = tail_and_value.split_at_checked(tail_bytes).ok_or(BAD)?;
+        let (tail, value) = tail_and_value.split_at_checked(tail_bytes).ok_or(BAD_ROW)?;
         let (seqno, value_at) = (SeqNo(seqno), end - value.len());
         Ok(Row { head, suffix_bytes, tail, tail_and_value, seqno, kind, value, value_at })
     }
@@ -263,14 +272,13 @@ impl<'a> Block<'a> {
     /// The seqno field at the front of `rest`, and what follows it.
     #[inline]
     fn split_seqno<'r>(&self, rest: &'r [u8]) -> Option<(u64, &'r [u8])> {
-        let width = self.shape.seqno_bytes;
-        let (field, after) = rest.split_at_checked(width)?;
-        let delta = match rest.first_chunk::<8>() {
-            // One load and a mask instead of a loop over the field's bytes.
-            Some(eight) if width < 8 => u64::from_le_bytes(*eight) & ((1 << (8 * width)) - 1),
-            Some(eight) => u64::from_le_bytes(*eight),
-            None => field.iter().rev().fold(0, |delta, &byte| delta << 8 | u64::from(byte)),
-        };
+        let Shape { seqno_bytes, seqno_mask, .. } = self.shape;
+        // One load and a mask instead of a loop over the field's bytes.
+        if let Some(eight) = rest.first_chunk::<8>() {
+            return Some((u64::from_le_bytes(*eight) & seqno_mask, rest.get(seqno_bytes..)?));
+        }
+        let (field, after) = rest.split_at_checked(seqno_bytes)?;
+        let delta = field.iter().rev().fold(0, |delta, &byte| delta << 8 | u64::from(byte));
         Some((delta, after))
     }
 
@@ -404,13 +412,15 @@ impl Row<'_> {
         if prefix_bytes >= key::LONG_HEAD_BYTES {
             return prefix_head;
         }
-        let tail = match self.tail_and_value.first_chunk::<8>() {
-            Some(eight) => u64::from_be_bytes(*eight),
-            None => (key::long_head(self.tail) >> 64) as u64,
-        };
-        let mut suffix = u128::from(self.head) << 64 | u128::from(tail);
-        if self.suffix_bytes < key::LONG_HEAD_BYTES {
-            suffix &= !(u128::MAX >> (8 * self.suffix_bytes));
+        // A head is padded with zeros already.
+        let mut suffix = u128::from(self.head) << 64;
+        if self.suffix_bytes > 8 {
+            let tail = match self.tail_and_value.first_chunk::<8>() {
+                Some(eight) => u64::from_be_bytes(*eight),
+                None => key::head(self.tail),
+            };
+            let beyond = u64::MAX.checked_shr(8 * (self.suffix_bytes - 8) as u32).unwrap_or(0);
+            suffix |= u128::from(tail & !beyond);
         }
         prefix_head | suffix >> (8 * prefix_bytes)
     }
@@ -419,11 +429,16 @@ impl Row<'_> {
     #[inline]
     pub fn put_suffix(&self, key: &mut Vec<u8>, prefix_bytes: usize) {
         key.truncate(prefix_bytes);
-        key.extend_from_slice(&self.head.to_be_bytes());
         match self.tail_and_value.first_chunk::<8>() {
-            // Copies of a fixed size are single moves: what is too much is cut off again.
-            Some(eight) if self.tail.len() <= 8 => key.extend_from_slice(eight),
-            _ => key.extend_from_slice(self.tail),
+            // A copy of a fixed size is two moves: what is too much is cut off again.
+            Some(eight) if self.tail.len() <= 8 => {
+                let suffix = u128::from(self.head) << 64 | u128::from(u64::from_be_bytes(*eight));
+                key.extend_from_slice(&suffix.to_be_bytes());
+            }
+            _ => {
+                key.extend_from_slice(&self.head.to_be_bytes());
+                key.extend_from_slice(self.tail);
+            }
         }
         key.truncate(prefix_bytes + self.suffix_bytes);
     }

@@ -215,8 +215,18 @@ impl TableCursor {
     /// Stands on row `row` of the block that was entered.
     #[inline]
     fn stand_on(&mut self, row: usize) -> Result<()> {
+        self.stand(row, None)
+    }
+
+    /// Stands on row `row`, which begins there if that is known.
+    #[inline(always)]
+    fn stand(&mut self, row: usize, start: Option<usize>) -> Result<()> {
         let block = Block::with_shape(&self.block, self.shape);
-        match block.row_in_place(row) {
+        let found = match start {
+            Some(start) => block.row_from(row, start),
+            None => block.row_in_place(row),
+        };
+        match found {
             Ok(found) => {
                 let prefix_bytes = block.prefix().len();
                 self.head = found.long_head(self.prefix_head, prefix_bytes);
@@ -314,7 +324,8 @@ impl Cursor for TableCursor {
         debug_assert!(self.valid);
         self.valid = false;
         if self.row + 1 < self.shape.count {
-            self.stand_on(self.row + 1)
+            // The value is the last of a row, and there are no gaps.
+            self.stand(self.row + 1, Some(self.value.end))
         } else {
             self.enter_first_of(self.ordinal + 1)
         }
