@@ -295,6 +295,7 @@ impl Cursor {
         self.value_ref().bytes
     }
 
+    #[inline]
     pub(crate) fn value_ref(&self) -> ValueRef<'_> {
         match self.position {
             Position::Lent => self.merge.value(),
@@ -362,13 +363,20 @@ impl Cursor {
             Position::Lent => {
                 let passed = self.pass();
                 self.merge.next()?;
-                self.skip_versions(&passed)?;
+                // Mostly it is another key, and has a value.
+                if self.is_on(&passed) {
+                    self.skip_versions(&passed)?;
+                }
             }
             Position::Ahead => self.skip_versions(&Passed::Saved)?,
             Position::Behind => {
                 self.merge.seek(&self.key, SeqNo::ZERO)?;
                 self.skip_versions(&Passed::Saved)?;
             }
+        }
+        if self.is_on_visible_put() {
+            self.position = Position::Lent;
+            return Ok(());
         }
         self.find_forward()
     }
@@ -430,8 +438,14 @@ impl Cursor {
         }
     }
 
-    /// Moves past the versions of a key.
     #[inline]
+    fn is_on_visible_put(&self) -> bool {
+        self.merge.valid()
+            && self.merge.seqno() <= self.snapshot
+            && self.merge.kind() == EntryKind::Put
+    }
+
+    /// Moves past the versions of a key.
     fn skip_versions(&mut self, passed: &Passed) -> Result<()> {
         let mut skipped = 0;
         while self.is_on(passed) {
@@ -447,7 +461,6 @@ impl Cursor {
     }
 
     /// From the merge cursor's entry on, finds the first key that has a value.
-    #[inline]
     fn find_forward(&mut self) -> Result<()> {
         while self.merge.valid() {
             if self.merge.seqno() > self.snapshot {
