@@ -741,7 +741,8 @@ impl<'a> Recovering<'a> {
         // And before its second record, which says that the log is there.
         catalog.append(Edit::default(), next_file)?;
 
-        let mut pipeline = Pipeline::new(logs, cursor, next_seqno, lease);
+        let runtime = self.resources.runtime.clone();
+        let mut pipeline = Pipeline::new(runtime, logs, cursor, next_seqno, lease);
         pipeline.member = self.member.take();
         let next_run = self.keyspaces.values().map(|keyspace| keyspace.next_run).max();
         let trees = self.make_trees(&pipeline);

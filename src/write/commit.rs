@@ -23,7 +23,7 @@ use crate::file::Lsn;
 use crate::key::SeqNo;
 use crate::memtable::Memtable;
 use crate::record::{self, RecordHeader, RecordKind};
-use crate::runtime::{Mutex, MutexGuard};
+use crate::runtime::{Mutex, MutexGuard, Runtime};
 use crate::tree::{Frozen, Tree, View};
 use crate::write::breaker::Breaker;
 use crate::write::closing::Member;
@@ -106,7 +106,13 @@ struct Active {
 }
 
 impl Pipeline {
-    pub fn new(logs: Logs, cursor: LogCursor, next_seqno: SeqNo, lease_end: SeqNo) -> Pipeline {
+    pub fn new(
+        runtime: Runtime,
+        logs: Logs,
+        cursor: LogCursor,
+        next_seqno: SeqNo,
+        lease_end: SeqNo,
+    ) -> Pipeline {
         let lsn = cursor.lsn();
         let state = CommitState {
             next_seqno,
@@ -122,7 +128,7 @@ impl Pipeline {
             ring: Ring::new(SeqNo(next_seqno.0 - 1), lsn),
             stamps: Stamps::default(),
             logs,
-            syncer: Syncer::new(lsn),
+            syncer: Syncer::new(lsn, runtime),
             breaker: Breaker::default(),
             member: None,
         }

@@ -7,6 +7,7 @@
 //! - `stamps`: which keys were written lately, for commits that depend on what they read.
 //! - `closing`: which commits across shards keep a synced log from being durable. `joint`: such a
 //!   commit. `joint_model`: its schedules.
+//! - `gather`: how long a sync waits for those whom the last one released.
 //! - `syncer`: what of the log is durable, and who waits for it. `syncer_model`: its schedules.
 //! - `ticket`: the handle of an asynchronous commit.
 //! - `breaker`: refuses writes after a failure of the disk.
@@ -15,6 +16,7 @@
 pub(crate) mod breaker;
 pub(crate) mod closing;
 pub(crate) mod commit;
+mod gather;
 pub(crate) mod joint;
 #[cfg(test)]
 mod joint_model;
@@ -31,7 +33,7 @@ pub(crate) mod ticket;
 
 /// What `ring` and `syncer` build on; their models put shuttle's in their place, and smaller numbers.
 mod sync {
-    pub(crate) use crate::runtime::{Condvar, Mutex, MutexGuard};
+    pub(crate) use crate::runtime::{Condvar, Mutex, MutexGuard, Runtime as Clock};
     pub(crate) use std::hint::spin_loop as spin;
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use shuttle::thread;
 
 use self::commit::Pipeline;
-use self::sync::{AtomicU64, Condvar, Mutex, Ordering};
+use self::sync::{AtomicU64, Clock, Condvar, Mutex, Ordering};
 use crate::error::Error;
 use crate::file::Lsn;
 use crate::write::ring_model::{explore, sync};
@@ -21,6 +21,10 @@ use crate::write::ring_model::{explore, sync};
 #[expect(dead_code, reason = "the model does not call everything that the engine does")]
 #[expect(clippy::duplicate_mod, reason = "the same code over other primitives is the point")]
 mod closing;
+
+#[path = "gather.rs"]
+#[expect(clippy::duplicate_mod, reason = "the same code over other primitives is the point")]
+mod gather;
 
 #[path = "syncer.rs"]
 #[expect(dead_code, reason = "the model does not call everything that the engine does")]
@@ -31,7 +35,7 @@ mod syncer;
 mod commit {
     use super::closing::Member;
     use super::syncer::Syncer;
-    use super::{AtomicU64, Error, Lsn, Mutex, Ordering};
+    use super::{AtomicU64, Clock, Error, Lsn, Mutex, Ordering};
     use crate::error::{DegradedCause, Result};
 
     pub(super) struct Pipeline {
@@ -105,7 +109,7 @@ mod commit {
         pub fn new(good: u64) -> Pipeline {
             let number = AtomicU64::new;
             Pipeline {
-                syncer: Syncer::new(Lsn(0)),
+                syncer: Syncer::new(Lsn(0), Clock::new()),
                 ring: Ring { copied: number(0), failed: number(0) },
                 logs: Logs {
                     durable: number(0),

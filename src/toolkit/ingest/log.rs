@@ -67,6 +67,7 @@ impl EventLog {
     /// Begins a log in a directory that has none. Its breaker goes on with the changes of an earlier
     /// log's.
     pub fn begin(
+        runtime: Runtime,
         fs: Arc<dyn Fs>,
         dir: PathBuf,
         segment_bytes: u64,
@@ -76,7 +77,7 @@ impl EventLog {
         let first = FileNumber(1);
         let logs = Logs::new(fs.clone(), dir.clone(), segment_bytes);
         let cursor = logs.begin(logs.create_spare(first, 0)?, Lsn(0))?;
-        let mut pipeline = Pipeline::new(logs, cursor, next_number, SeqNo::MAX);
+        let mut pipeline = Pipeline::new(runtime, logs, cursor, next_number, SeqNo::MAX);
         pipeline.breaker = Breaker::continuing(changes);
         Ok(EventLog {
             fs,

@@ -106,6 +106,7 @@ impl Place<'_> {
         remove_logs(&**fs, &dir)?;
         let next = SeqNo(old.applied.0 + 1);
         Ok(Arc::new(EventLog::begin(
+            engine.runtime.clone(),
             fs.clone(),
             dir,
             engine.limits.log_bytes,
