@@ -158,7 +158,8 @@ mod tests {
             sync(&mut gather, now, 1, 1);
             now += 100;
         }
-        gather.arrive();
+        assert!(!gather.arrive());
+        assert!(gather.arrive());
         sync(&mut gather, now, 0, 1);
         assert!(gather.left(micros(now + 100)).is_some());
     }
