@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// The part of a sync's time that the next one waits at most.
 const PATIENCE_FRACTION: u32 = 2;
-/// After so many vain waits in a row the pauses do not grow any more: 2^6 syncs.
+/// The longest pause after vain waits: 2^6 syncs.
 const PAUSE_SHIFT_MAX: u32 = 6;
 
 /// Who has come to wait for a sync, and who is to come. Times on any clock that does not go back.

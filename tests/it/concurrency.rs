@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::Duration;
 
+use esker::fs::intercept::Intercepted;
 use esker::fs::sim::{Phase, SimFs, Survival};
 use esker::runtime::{Condvar, Mutex, Priority, Runtime, yield_point};
 use esker::{
@@ -19,6 +21,7 @@ use esker::{
 };
 
 use crate::settings;
+use crate::slow_disk::SlowSyncs;
 
 const WRITER_COUNT: usize = 3;
 /// Keys of each of two keyspaces that one batch gives one stamp.
@@ -654,7 +657,7 @@ fn of_large_batches_one_at_a_time_is_written() {
                 let now = seen.0.fetch_add(1, SeqCst) + 1;
                 seen.1.fetch_max(now, SeqCst);
                 // Time for another to come in, if it may.
-                thread::sleep(std::time::Duration::from_millis(2));
+                thread::sleep(Duration::from_millis(2));
             }
             Phase::Middle => {}
             Phase::After => _ = seen.0.fetch_sub(1, SeqCst),
@@ -733,7 +736,7 @@ fn a_large_write_in_a_hurry_waits_for_nobody_who_waits_for_memory() {
             // Until the other one, begun, waits as long as it takes, and is not only held back a little.
             let mut before = 0;
             loop {
-                thread::sleep(std::time::Duration::from_millis(500));
+                thread::sleep(Duration::from_millis(500));
                 let now = written.load(SeqCst);
                 if now > 0 && now == before {
                     break;
@@ -742,10 +745,54 @@ fn a_large_write_in_a_hurry_waits_for_nobody_who_waits_for_memory() {
             }
             let _ = told.send(db.try_put("in a hurry", value));
         });
-        let answer = tell.recv_timeout(std::time::Duration::from_secs(60));
+        let answer = tell.recv_timeout(Duration::from_secs(60));
         release();
         let refused = answer.expect("it is told at once").unwrap_err();
         assert!(matches!(refused.kind(), ErrorKind::Busy { .. }), "{refused}");
         patient.join().unwrap().unwrap();
     });
+}
+
+/// Writers that commit durably one commit after the other are released together; each sync is one for all
+/// of them, and not for every other half in turns. A lone one syncs each commit and waits for nobody.
+#[test]
+fn writers_that_come_back_share_their_syncs() {
+    const COMMITS: u64 = 25;
+    let takes = Duration::from_millis(1);
+    for seed in 0..20 {
+        for writers in [1, 2, 8] {
+            let runtime = Runtime::stepper(seed);
+            let disk = SlowSyncs::new(&runtime, takes);
+            let fs = Intercepted::over(Arc::new(SimFs::new()), disk.clone());
+            // So large that no log ends meanwhile, which is a sync more.
+            let mut options = Options::default();
+            options.memory = 4 << 20;
+            let db = Db::open_on(Arc::new(fs), runtime.clone(), "/db", options).unwrap();
+            let (syncs, began) = (disk.of_logs(), runtime.now());
+            let write = |writer: u64| {
+                let db = db.clone();
+                let write = move || {
+                    for commit in 0..COMMITS {
+                        let mut batch = db.batch();
+                        batch.put(&db, [writer as u8, commit as u8], "durable");
+                        batch.commit_with(Durability::Disk).unwrap();
+                    }
+                };
+                runtime.spawn("writer", Priority::Normal, write).unwrap()
+            };
+            let tasks: Vec<_> = (0..writers).map(write).collect();
+            tasks.into_iter().for_each(|task| task.join());
+            let (syncs, took) = (disk.of_logs() - syncs, runtime.now() - began);
+            println!("seed {seed}, {writers} writers: {syncs} syncs in {took:?}");
+            assert!(syncs >= COMMITS, "a commit was told of before its sync");
+            // In turns it would be twice as many. The first of all comes alone, the last ones need not come
+            // together, and a spare log is synced once.
+            assert!(
+                syncs <= COMMITS + 5,
+                "{syncs} syncs for {COMMITS} commits of each of {writers}"
+            );
+            let syncs = u32::try_from(syncs).unwrap();
+            assert!(writers > 1 || took < takes * syncs + takes, "a lone writer waited: {took:?}");
+        }
+    }
 }

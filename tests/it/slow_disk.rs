@@ -1,5 +1,7 @@
-//! A disk that takes its time for every byte that is written, in virtual time: the same on every machine.
+//! Disks that take their time, for every byte that is written or for every sync, in virtual time: the same
+//! on every machine.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -31,6 +33,35 @@ impl Interceptor for SlowDisk {
                 *free_at
             };
             self.runtime.sleep(until - now);
+        }
+        Verdict::Proceed
+    }
+}
+
+/// Takes the same time for every sync, and counts those of logs.
+#[derive(Clone, Debug)]
+pub struct SlowSyncs {
+    runtime: Runtime,
+    takes: Duration,
+    of_logs: Arc<AtomicU64>,
+}
+
+impl SlowSyncs {
+    pub fn new(runtime: &Runtime, takes: Duration) -> SlowSyncs {
+        SlowSyncs { runtime: runtime.clone(), takes, of_logs: Arc::default() }
+    }
+
+    pub fn of_logs(&self) -> u64 {
+        self.of_logs.load(Ordering::SeqCst)
+    }
+}
+
+impl Interceptor for SlowSyncs {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        if call.name == "sync" {
+            let is_log = call.path.extension().is_some_and(|extension| extension == "log");
+            self.of_logs.fetch_add(u64::from(is_log), Ordering::SeqCst);
+            self.runtime.sleep(self.takes);
         }
         Verdict::Proceed
     }
