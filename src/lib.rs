@@ -64,7 +64,8 @@ pub use crate::operator::{Append, Counter, Max, MergeError, MergeOperator, Merge
 pub use crate::options::{
     Compression, Durability, Filter, Options, ReadMode, Recovery, TokenWindow,
 };
-pub use crate::read::scan::{Cursor, Entry, Iter};
+pub use crate::read::iter::{Entry, Iter};
+pub use crate::read::scan::Cursor;
 pub use crate::shard::batch::{ShardedBatch, ShardedTicket};
 pub use crate::shard::hot::HotCounters;
 pub use crate::shard::keyspace::ShardedKeyspace;

@@ -14,7 +14,7 @@ use crate::fs::sim::SimFs;
 use crate::fuzz::Input;
 use crate::operator::Append;
 use crate::options::{Compression, Durability, Filter, Options, ReadMode};
-use crate::read::scan::Iter;
+use crate::read::iter::Iter;
 use crate::runtime::Runtime;
 
 /// More operations than this make an input slow and nothing else.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use crate::db::snapshot::{KeyspaceSnapshot, Snapshot};
 use crate::error::{Error, Result};
-use crate::read::scan::{KeyRange, Pinned as _};
+use crate::read::iter::Pinned as _;
+use crate::read::range::KeyRange;
 use crate::shard::Handle;
 use crate::shard::keyspace::ShardedKeyspace;
 use crate::shard::map::SlotMap;
