@@ -177,6 +177,17 @@ impl Runtime {
         }
     }
 
+    /// A number that nobody else draws; with a stepper, nobody else of the same stepper, and the same in
+    /// every run of the same program and seed.
+    #[must_use]
+    pub fn unique_id(&self) -> u128 {
+        match &self.0 {
+            #[cfg(any(test, feature = "testing"))]
+            Kind::Stepper(stepper) => stepper.unique_id(),
+            _ => fastrand::u128(..),
+        }
+    }
+
     /// Lets another thread go first.
     pub fn yield_now(&self) {
         match &self.0 {

@@ -272,6 +272,10 @@ impl Stepper {
         self.schedule.lock().clock
     }
 
+    pub(crate) fn unique_id(&self) -> u128 {
+        self.schedule.lock().random.u128(..)
+    }
+
     /// A number for the schedule so far, and how many turns it had.
     pub(crate) fn schedule_hash(&self) -> (u64, u64) {
         let schedule = self.schedule.lock();

@@ -59,7 +59,7 @@ struct Pending {
 #[derive(Default)]
 pub(super) struct TurnState {
     pub under_way: Option<Arc<Turn>>,
-    /// Turns that were begun.
+    /// Of the last turn that was begun.
     number: u64,
     /// Turns that ended, and resets.
     pub ended_count: u64,
@@ -106,15 +106,19 @@ impl Shard {
 
 impl Gathered {
     pub fn new(keyspace: Keyspace, quick: Option<Quick>) -> Gathered {
+        let engine = &keyspace.handle.engine;
         let mut instance = [0; 24];
-        instance[..16].copy_from_slice(&fastrand::u128(..).to_le_bytes());
+        instance[..16].copy_from_slice(&engine.runtime.unique_id().to_le_bytes());
+        // Every turn takes a sequence number at least: even where a session draws the same number as
+        // one before it, as with a stepper, none of its turns has the token of one that was applied.
+        let number = engine.pipeline.ring.visible().0;
         Gathered {
             keyspace,
             quick,
             shards: Default::default(),
             key_count: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            turn: Mutex::default(),
+            turn: Mutex::new(TurnState { number, ..TurnState::default() }),
             instance,
         }
     }
