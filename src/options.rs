@@ -194,7 +194,8 @@ pub(crate) struct Limits {
     pub memtable_bytes: usize,
     /// A leaf of a memtable is split at so many entries.
     pub leaf_slots: usize,
-    /// All memtables together, active and frozen, of all keyspaces.
+    /// All memtables together, active and frozen, of all keyspaces; beside what the block cache's share has
+    /// free.
     pub memtables_bytes_max: usize,
     /// Size of a log file. A record that is larger gets a file of its own size.
     pub log_bytes: u64,

@@ -177,6 +177,8 @@ impl Crew {
             drop(state);
             if idle {
                 self.members().iter().for_each(|member| member.look_around());
+                // Reads may have filled the block cache since.
+                shared.fit_cache();
             }
         }
     }

@@ -569,7 +569,12 @@ impl Engine {
         self.trees.load().iter().map(bytes).sum()
     }
 
-    /// The same of its tables, which changed.
+    /// What it holds of the block cache's share: indexes and filters, as it last said, and tokens.
+    pub fn cached_bytes(&self) -> usize {
+        self.holding.tables.load(Ordering::Relaxed) + self.tokens.recent_bytes()
+    }
+
+    /// Says what its open tables hold, if that has changed.
     pub fn note_tables(&self) {
         let tables = self.tables_memory_bytes();
         if self.holding.tables.swap(tables, Ordering::Relaxed) != tables {

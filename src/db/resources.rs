@@ -8,6 +8,14 @@
 //! never meet), one pool of arena chunks, and buffers for flushes and compactions. What indexes and
 //! filters of tables take on the heap is taken from the block cache's share.
 //!
+//! ```text
+//! | memtables: a half          | block cache, indexes, filters | jobs | what nobody counts |
+//! | .......................... | .... -> lent to memtables     | .... |                    |
+//! ```
+//!
+//! - What the block cache's share has free is lent to memtables: a burst of writes then is not held back
+//!   for the flush as soon (decision 29). While they have some of it the cache cannot grow into it;
+//!   what it grows into before that they may not have.
 //! - When all active memtables together reach the size of one, the largest is frozen, whosever it is.
 //! - Pressure: each engine is asked what all would hold if none held more than it does (max-min
 //!   fairness). So the engine that holds most feels the whole of it, those that hold little feel
@@ -267,11 +275,13 @@ impl Shared {
             shares.sharers += 1;
             shares.contenders += usize::from(other.contends());
         }
+        let tables: usize = members.iter().map(|member| member.cached_bytes()).sum();
+        let lent = self.lend(tables, shares.total_bytes);
         let limits = &self.limits;
         let least = limits.memtable_bytes.min(LEAST_MEMTABLE_BYTES) * shares.sharers;
         shares.actives_bytes_max = limits.memtable_bytes.max(least);
         let memtables = limits.memtables_bytes_max / limits.memtable_bytes.max(1);
-        shares.memtables_bytes_max = limits.memtables_bytes_max.max(least * memtables);
+        shares.memtables_bytes_max = limits.memtables_bytes_max.max(least * memtables) + lent;
         shares
     }
 
@@ -286,15 +296,25 @@ impl Shared {
         }
     }
 
-    /// Gives the block cache what the tables' indexes and filters leave of its share.
+    /// Divides the block cache's share anew.
     pub fn fit_cache(&self) {
         let members = self.crew.members();
-        let bytes = |member: &Arc<Engine>| {
-            member.holding.tables.load(Ordering::Relaxed) + member.tokens.recent_bytes()
-        };
-        let tables: usize = members.iter().map(bytes).sum();
-        let cache_bytes = self.limits.cache_bytes;
-        self.cache.resize(cache_bytes.saturating_sub(tables).max(cache_bytes / 8));
+        let memtables = |member: &Arc<Engine>| member.holding.memtables.load(Ordering::Relaxed);
+        let tables = members.iter().map(|member| member.cached_bytes()).sum();
+        self.lend(tables, members.iter().map(memtables).sum());
+    }
+
+    /// Divides the block cache's share among indexes, filters and tokens of `tables` bytes, which have
+    /// what they need, memtables of `memtables` bytes, as far as they are beyond their own share, and the
+    /// cache. Returns what memtables may have of it.
+    fn lend(&self, tables: usize, memtables: usize) -> usize {
+        let (share, least) = (self.limits.cache_bytes, self.limits.cache_bytes / 8);
+        let own = self.limits.memtables_bytes_max;
+        let left = |taken: usize| share.saturating_sub(tables + taken);
+        let lent = left(self.cache.used_bytes().max(least));
+        self.arenas.keep_at_most(own + lent);
+        self.cache.resize(left(memtables.saturating_sub(own)).max(least));
+        lent
     }
 
     /// What belongs to no engine alone.

@@ -46,7 +46,7 @@ pub(crate) struct ArenaPool {
     leaf_slots: usize,
     /// While there are more bytes than this, used ones, free ones and filters, chunks that come back are
     /// freed: what memtables give up is not to be held on top of what they have.
-    kept_bytes_max: usize,
+    kept_bytes_max: AtomicUsize,
     filters: Arc<FilterPool>,
     pooled: Mutex<Pooled>,
 }
@@ -73,7 +73,16 @@ impl ArenaPool {
     ) -> Arc<ArenaPool> {
         assert!((FIRST_CHUNK_BYTES..=16 << 20).contains(&chunk_bytes));
         let (filters, pooled) = (Arc::new(FilterPool::new(memtable_bytes)), Mutex::default());
+        let kept_bytes_max = AtomicUsize::new(kept_bytes_max);
         Arc::new(ArenaPool { chunk_bytes, leaf_slots, kept_bytes_max, filters, pooled })
+    }
+
+    /// Keeps chunks while they are at most so many bytes from now on.
+    pub fn keep_at_most(&self, bytes: usize) {
+        if self.kept_bytes_max.swap(bytes, Ordering::Relaxed) > bytes {
+            let given_up = self.give_up(&mut self.pooled.lock());
+            drop(given_up);
+        }
     }
 
     /// Memtables split their leaves at so many entries.
@@ -119,14 +128,14 @@ impl ArenaPool {
         let pooled = self.pooled.lock();
         let few = pooled.free.len() < FREE_CHUNKS_AHEAD;
         let is_filling = pooled.used_bytes >= self.chunk_bytes;
-        few && is_filling && self.held_bytes(&pooled) + self.chunk_bytes <= self.kept_bytes_max
+        few && is_filling && self.has_room(&pooled)
     }
 
     pub(super) fn put(&self, memory: Memory) {
         debug_assert_eq!(memory.bytes(), self.chunk_bytes);
         let mut pooled = self.pooled.lock();
         pooled.used_bytes -= self.chunk_bytes;
-        if self.held_bytes(&pooled) + self.chunk_bytes <= self.kept_bytes_max {
+        if self.has_room(&pooled) {
             pooled.free.push(memory);
         }
         // Otherwise the parameter is dropped after the lock is released: locals go first.
@@ -137,12 +146,24 @@ impl ArenaPool {
         let given_up: Vec<Memory> = {
             let mut pooled = self.pooled.lock();
             pooled.used_bytes += bytes;
-            let over = self.held_bytes(&pooled).saturating_sub(self.kept_bytes_max);
-            let kept = pooled.free.len().saturating_sub(over.div_ceil(self.chunk_bytes));
-            pooled.free.drain(kept..).collect()
+            self.give_up(&mut pooled)
         };
         drop(given_up);
         Memory::new(bytes)
+    }
+
+    /// Free chunks that are too many, to be freed once the lock is released.
+    fn give_up(&self, pooled: &mut Pooled) -> Vec<Memory> {
+        let kept_bytes_max = self.kept_bytes_max.load(Ordering::Relaxed);
+        let over = self.held_bytes(pooled).saturating_sub(kept_bytes_max);
+        let kept = pooled.free.len().saturating_sub(over.div_ceil(self.chunk_bytes));
+        pooled.free.drain(kept..).collect()
+    }
+
+    /// True if a chunk more may be kept.
+    fn has_room(&self, pooled: &Pooled) -> bool {
+        let bytes = self.held_bytes(pooled) + self.chunk_bytes;
+        bytes <= self.kept_bytes_max.load(Ordering::Relaxed)
     }
 
     fn held_bytes(&self, pooled: &Pooled) -> usize {
