@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::engine::Kind;
+use crate::engine::{Kind, WRITE_BUFFER_BYTES};
 use crate::failure::{Failure, Result};
 use crate::job::Plan;
 use crate::keys::GROUP_RECORDS;
@@ -68,6 +68,10 @@ pub struct Compare {
     /// Cut off a workload after so long. Its rate then is of what was done, and is marked
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
     seconds: Duration,
+    /// The budget of memory of each engine: a write buffer of 64 MiB, and the rest for its cache; esker has
+    /// no other. Suffixes M and G
+    #[arg(long, value_name = "BYTES", value_parser = parse_budget, default_value = "320M")]
+    memory: u64,
     /// Most memory of an engine's process, its page cache included; suffixes M and G. By a control group
     /// made for it, which needs root
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -88,9 +92,9 @@ pub struct Compare {
 
 const MANUAL: &str = "\
 Settling:
-  Before every workload but readcounters, tombseek10 and tombscan, and at the end of every one that
-  writes, memory is written out and background work is waited for. CPU, bytes written and space are
-  taken after that.
+  At the end of every workload that writes, memory is written out and background work is waited for. CPU,
+  bytes written and space are taken after that. Before the next one, but for readcounters, tombseek10 and
+  tombscan, the process is waited for until it has rested for 1.5 seconds.
 
 Columns:
   ops/s      operations a second as the threads saw them; rows of a scan; milliseconds where the
@@ -166,6 +170,7 @@ impl Compare {
         Plan {
             records: self.records.next_multiple_of(GROUP_RECORDS),
             value_bytes: self.value_size as usize,
+            memory_bytes: self.memory as usize,
             limit: self.seconds,
             seed: self.seed,
         }
@@ -196,6 +201,12 @@ fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
     bytes.filter(|bytes| *bytes >= 64 << 20).ok_or_else(|| "a limit is 64M or more".into())
 }
 
+/// Twice a write buffer at least: there is to be a cache.
+fn parse_budget(text: &str) -> std::result::Result<u64, String> {
+    let is_enough = |bytes: &u64| *bytes >= 2 * WRITE_BUFFER_BYTES as u64;
+    parse_bytes(text).ok().filter(is_enough).ok_or_else(|| "a budget is 128M or more".into())
+}
+
 fn parse_seconds(text: &str) -> std::result::Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=86_400.0).contains(seconds));
     seconds
@@ -214,6 +225,8 @@ mod tests {
         Cli::command().debug_assert();
         assert_eq!(parse_count("200k"), Ok(200_000));
         assert!(parse_count("9999").is_err() && parse_count("K").is_err());
+        assert_eq!(parse_budget("320M"), Ok(320 << 20));
+        assert!(parse_budget("127M").is_err() && parse_budget("M").is_err());
         assert!(parse_seconds("nan").is_err() && parse_seconds("0.5").is_ok());
     }
 }

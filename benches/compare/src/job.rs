@@ -35,6 +35,8 @@ pub struct Plan {
     pub records: u64,
     /// Bytes of a value, except where the workload says otherwise.
     pub value_bytes: usize,
+    /// The budget of memory of each engine.
+    pub memory_bytes: usize,
     /// After so long a workload is cut off.
     pub limit: Duration,
     /// Of all random draws.

@@ -174,13 +174,18 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Waits until `ready` and the whole process has taken less than a tenth of a processor for 100
-/// ms: for engines that cannot say when their background work is done. Adds those 100 ms to the
-/// time to settle.
-pub fn wait_until_idle(ready: impl Fn() -> bool) {
+/// The time of [`wait_until_idle`] after which an engine is settled that cannot say so itself. It is part of
+/// the time to settle.
+pub const SETTLED: Duration = Duration::from_millis(100);
+
+/// Waits until `ready` and the whole process has taken less than a tenth of a processor for so long, but no
+/// more than a minute.
+pub fn wait_until_idle(so_long: Duration, ready: impl Fn() -> bool) {
     const LOOK_EVERY: Duration = Duration::from_millis(20);
-    let mut quiet = 0;
-    while quiet < 5 {
+    const WAIT_MAX: Duration = Duration::from_secs(60);
+    let looks = so_long.as_millis().div_ceil(LOOK_EVERY.as_millis());
+    let (began, mut quiet) = (Instant::now(), 0);
+    while quiet < looks && began.elapsed() < WAIT_MAX {
         let before = cpu_time();
         std::thread::sleep(LOOK_EVERY);
         let busy = cpu_time() - before > LOOK_EVERY / 10;

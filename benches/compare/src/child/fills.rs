@@ -1,5 +1,7 @@
 //! Fills and overwrites.
 
+use std::sync::atomic::Ordering;
+
 use crate::child::{Scene, Writes};
 use crate::engine::Change;
 use crate::failure::Result;
@@ -67,6 +69,7 @@ impl Scene<'_> {
         if done == count {
             return Ok(());
         }
+        self.wrote.store(true, Ordering::Relaxed);
         self.prepare("filling", || {
             for first in (done..count).step_by(SILENT_BATCH as usize) {
                 self.put_batch(first, (first + SILENT_BATCH).min(count))?;

@@ -2,8 +2,8 @@
 //!
 //! 1. Open an empty database.
 //! 2. Fill it, measured if asked for, else in batches.
-//! 3. Each workload: settle what the one before wrote, take the kernel's counters, run, settle,
-//!    take the counters again, tell the row.
+//! 3. Each workload: wait until the engine rests from what the one before wrote, take the kernel's
+//!    counters, run, settle, take the counters again, tell the row.
 //!
 //! Results are checked as they come: a read that should find its record and does not, a scan with
 //! a row too few, a counter that is off ends the child with an error.
@@ -19,18 +19,23 @@ mod queue;
 mod reads;
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::engine::{Durability, Engine, Setup};
 use crate::failure::Result;
 use crate::job::{Event, Job, Latency, Row, Stage};
 use crate::keys::{Permutation, Pool};
-use crate::machine::{Usage, disk_bytes};
+use crate::machine::{Usage, disk_bytes, wait_until_idle};
 use crate::meter::Tally;
 use crate::workload::{Group, Workload};
 
 /// A sync costs 0.1 to 4 ms: more seconds of it show nothing new.
 const SYNC_LIMIT: Duration = Duration::from_secs(5);
+
+/// An engine rests once its process has done nothing for so long. Some begin to tidy up only when nobody
+/// writes: esker after a second.
+const REST: Duration = Duration::from_millis(1500);
 
 /// Does the job and tells about it on standard output. True if all went well.
 pub fn run(job: &Job) -> bool {
@@ -59,6 +64,8 @@ struct Scene<'a> {
     /// The order of random fills: the `n`-th put is of this record.
     order: Permutation,
     pool: Pool,
+    /// Something was written, after which nobody has waited until the process rests.
+    wrote: AtomicBool,
 }
 
 /// What an operation writes.
@@ -96,12 +103,14 @@ impl<'a> Scene<'a> {
             Group::Fill(workload) if disk(workload) => Durability::Disk,
             _ => Durability::Process,
         };
-        let setup = Setup { durability, counters: matches!(job.group, Group::Counters(_)) };
+        let counters = matches!(job.group, Group::Counters(_));
+        let setup = Setup { durability, counters, memory_bytes: job.plan.memory_bytes };
         Ok(Scene {
             job,
             engine: job.engine.open(&job.dir, setup)?,
             order: Permutation::new(job.records(), job.plan.seed),
             pool: Pool::new(job.value_bytes(), job.plan.seed),
+            wrote: AtomicBool::new(false),
         })
     }
 
@@ -141,10 +150,17 @@ impl<'a> Scene<'a> {
         writes: Writes,
         run: impl FnOnce() -> Result<Played>,
     ) -> Result<u64> {
+        let is_just_after =
+            matches!(workload, Workload::Readcounters | Workload::Tombseek10 | Workload::Tombscan);
+        if !is_just_after && self.wrote.swap(false, Ordering::Relaxed) {
+            tell(&Event::Doing("resting".to_owned()));
+            wait_until_idle(REST, || true);
+        }
         tell(&Event::Progress(workload, 0, target));
         let recorder = Recorder::begin(self.job, workload);
         let written = self.engine.written_bytes();
         let played = run()?;
+        self.wrote.fetch_or(writes != Writes::Nothing, Ordering::Relaxed);
         let settle_start = Instant::now();
         if writes != Writes::Nothing {
             self.engine.settle()?;

@@ -17,7 +17,10 @@ const LOG_BYTES: u64 = 15 << 20;
 const OPENINGS: u64 = 5;
 /// Opening is not cut off.
 const FOREVER: Duration = Duration::from_secs(3600);
-const SETUP: Setup = Setup { durability: Durability::Process, counters: false };
+fn setup(job: &Job) -> Setup {
+    let memory_bytes = job.plan.memory_bytes;
+    Setup { durability: Durability::Process, counters: false, memory_bytes }
+}
 
 /// Runs one stage.
 pub fn run(job: &Job) -> Result<()> {
@@ -53,7 +56,7 @@ fn recover(job: &Job) -> Result<()> {
     let recorder = Recorder::begin(job, Workload::Recovery);
     let shared = Shared::default();
     let mut meter = Meter::start(&shared, FOREVER);
-    let engine = job.engine.open(&job.dir, SETUP)?;
+    let engine = job.engine.open(&job.dir, setup(job))?;
     meter.end(1);
     let mut row = recorder.end(&meter.finish(), 1);
     let mut kept = 0;
@@ -77,7 +80,7 @@ fn open_often(job: &Job) -> Result<()> {
     let mut rng = fastrand::Rng::with_seed(job.plan.seed);
     for _ in 0..OPENINGS {
         meter.skip();
-        let engine = job.engine.open(&job.dir, SETUP)?;
+        let engine = job.engine.open(&job.dir, setup(job))?;
         let record = rng.u64(..job.plan.records);
         if !engine.get(&key_of(record), &mut |_| {})? {
             return Err(Failure::new(format!("record {record} is gone after a close")));

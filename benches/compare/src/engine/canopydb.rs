@@ -5,15 +5,14 @@ use std::path::Path;
 use canopydb::{Bytes, Database, DbOptions, EnvOptions, ReadTransaction, Tree};
 
 use crate::engine::{
-    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
-    decode_counter,
+    Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES, decode_counter,
 };
 use crate::failure::{Failure, Result};
 use crate::keys::Key;
-use crate::machine::wait_until_idle;
+use crate::machine::{SETTLED, wait_until_idle};
 
 /// In words.
-pub const CONFIGURATION: &str = "page cache 256 MiB, checkpoint target 64 MiB (its default), \
+pub const CONFIGURATION: &str = "page cache the rest of the budget, checkpoint target 64 MiB (its default), \
     write-ahead log; otherwise defaults; a transaction for each operation. Process: commits \
     without sync. Disk: commits with sync. Counters: read and write in one transaction. Settled: \
     a checkpoint, then idle.";
@@ -28,7 +27,7 @@ struct Canopy {
 pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
     std::fs::create_dir_all(dir)?;
     let mut env = EnvOptions::new(dir);
-    env.page_cache_size = CACHE_BYTES;
+    env.page_cache_size = setup.cache_bytes();
     let mut options = DbOptions::default();
     options.checkpoint_target_size = WRITE_BUFFER_BYTES;
     options.default_commit_sync = setup.durability == Durability::Disk;
@@ -133,7 +132,7 @@ impl Engine for Canopy {
 
     fn settle(&self) -> Result<()> {
         self.db.checkpoint()?;
-        wait_until_idle(|| true);
+        wait_until_idle(SETTLED, || true);
         Ok(())
     }
 

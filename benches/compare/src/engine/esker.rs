@@ -4,23 +4,19 @@ use std::path::Path;
 
 use esker::{Batch, Compression, Counter, Db, Keyspace, KeyspaceOptions, Options, ReadMode};
 
-use crate::engine::{Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES};
+use crate::engine::{Change, Durability, Engine, Order, Setup, Visitor};
 use crate::failure::Result;
 use crate::keys::Key;
 
 /// In words.
-pub const CONFIGURATION: &str = "memory 256 MiB: a quarter of it is the write buffer, 64 MiB, and \
-    everything else (frozen memtables, filters, block cache) has to fit as well, so the whole \
-    budget is as large as the peers' cache alone; no compression; otherwise defaults (mapped \
+pub const CONFIGURATION: &str = "memory: the whole budget, in which everything has to fit (active and \
+    frozen memtables, filters, block cache, jobs); no compression; otherwise defaults (mapped \
     tables, binary fuse filters). Process: acknowledged once it is in the mapped log. Disk: \
     fdatasync, shared by concurrent commits. Counters: merge with the built-in Counter.";
 
 /// In words, where tables are not mapped.
 pub const CONFIGURATION_PREAD: &str = "as esker, but for its tables, which are read by pread into \
     the block cache: what is left of the memory.";
-
-/// Four write buffers.
-const MEMORY_BYTES: usize = 4 * WRITE_BUFFER_BYTES;
 
 struct Esker {
     db: Db,
@@ -30,7 +26,7 @@ struct Esker {
 /// Opens or creates a database.
 pub fn open(dir: &Path, setup: Setup, read_mode: ReadMode) -> Result<Box<dyn Engine>> {
     let mut options = Options::default();
-    options.memory = MEMORY_BYTES;
+    options.memory = setup.memory_bytes;
     options.compression = Compression::None;
     options.read_mode = read_mode;
     options.durability = match setup.durability {

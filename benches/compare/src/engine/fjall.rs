@@ -6,15 +6,15 @@ use fjall::config::CompressionPolicy;
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 
 use crate::engine::{
-    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor,
-    WRITE_BUFFER_BYTES, decode_counter,
+    BACKGROUND_THREADS, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
+    decode_counter,
 };
 use crate::failure::Result;
 use crate::keys::Key;
-use crate::machine::wait_until_idle;
+use crate::machine::{SETTLED, wait_until_idle};
 
 /// In words.
-pub const CONFIGURATION: &str = "max_memtable_size 64 MiB, cache 256 MiB, two worker threads, no \
+pub const CONFIGURATION: &str = "max_memtable_size 64 MiB, cache the rest of the budget, two worker threads, no \
     compression of journal and tables; otherwise defaults. Process: PersistMode::Buffer for each \
     write (its default). Disk: PersistMode::SyncData for each commit. Counters: read and write \
     (it has no merge operator). Settled: memtable rotated and flushed, then idle.";
@@ -28,7 +28,7 @@ struct Fjall {
 /// Opens or creates a database.
 pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
     let db = Database::builder(dir)
-        .cache_size(CACHE_BYTES as u64)
+        .cache_size(setup.cache_bytes() as u64)
         .worker_threads(BACKGROUND_THREADS)
         .journal_compression(CompressionType::None)
         .open()?;
@@ -117,7 +117,9 @@ impl Engine for Fjall {
 
     fn settle(&self) -> Result<()> {
         self.space.rotate_memtable_and_wait()?;
-        wait_until_idle(|| self.db.outstanding_flushes() == 0 && self.db.active_compactions() == 0);
+        wait_until_idle(SETTLED, || {
+            self.db.outstanding_flushes() == 0 && self.db.active_compactions() == 0
+        });
         Ok(())
     }
 

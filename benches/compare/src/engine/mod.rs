@@ -31,8 +31,6 @@ use crate::keys::Key;
 
 /// The size at which a memtable, or what comes closest to one, is written out.
 pub const WRITE_BUFFER_BYTES: usize = 64 << 20;
-/// What may be kept of the tables or pages that were read.
-pub const CACHE_BYTES: usize = 256 << 20;
 /// Threads for flush and compaction, where an engine lets that be chosen.
 pub const BACKGROUND_THREADS: usize = 2;
 
@@ -52,6 +50,15 @@ pub struct Setup {
     pub durability: Durability,
     /// Whether the database holds counters, for engines that say so when opening.
     pub counters: bool,
+    /// The budget of memory: a write buffer and a cache.
+    pub memory_bytes: usize,
+}
+
+impl Setup {
+    /// What may be kept of the tables or pages that were read.
+    pub fn cache_bytes(self) -> usize {
+        self.memory_bytes - WRITE_BUFFER_BYTES
+    }
 }
 
 /// Which way a scan goes.

@@ -4,14 +4,12 @@ use std::path::Path;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::engine::{
-    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, decode_counter,
-};
+use crate::engine::{Change, Durability, Engine, Order, Setup, Visitor, decode_counter};
 use crate::failure::Result;
 use crate::keys::Key;
 
 /// In words.
-pub const CONFIGURATION: &str = "cache 256 MiB; otherwise defaults; a transaction for each \
+pub const CONFIGURATION: &str = "cache the rest of the budget; otherwise defaults; a transaction for each \
     operation. Process: Durability::None, the only level without fsync, which LOSES on a SIGKILL \
     all commits since the last Immediate one: less than the other engines promise. Disk: \
     Durability::Immediate. Counters: read and write in one transaction. Settled: nothing to do.";
@@ -26,7 +24,8 @@ struct Redb {
 /// Opens or creates a database.
 pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
     std::fs::create_dir_all(dir)?;
-    let db = Database::builder().set_cache_size(CACHE_BYTES).create(dir.join("data.redb"))?;
+    let db =
+        Database::builder().set_cache_size(setup.cache_bytes()).create(dir.join("data.redb"))?;
     // Readers need the table.
     let creation = db.begin_write()?;
     creation.open_table(TABLE)?;

@@ -8,14 +8,13 @@ use rocksdb::{
 };
 
 use crate::engine::{
-    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor,
-    WRITE_BUFFER_BYTES,
+    BACKGROUND_THREADS, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
 };
 use crate::failure::Result;
 use crate::keys::Key;
 
 /// In words.
-pub const CONFIGURATION: &str = "write_buffer_size 64 MiB, two of them; LRU block cache 256 MiB; \
+pub const CONFIGURATION: &str = "write_buffer_size 64 MiB, two of them; LRU block cache the rest of the budget; \
     Bloom filter of 10 bits a key; blocks of 4 KiB; max_background_jobs 2, level compaction; no \
     compression; otherwise defaults. Process: write-ahead log, sync = false (one write(2) per \
     group). Disk: sync = true. Counters: an associative merge operator.";
@@ -31,7 +30,7 @@ const FAMILY: &str = "default";
 /// Opens or creates a database.
 pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
     let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_lru_cache(CACHE_BYTES));
+    table.set_block_cache(&Cache::new_lru_cache(setup.cache_bytes()));
     table.set_bloom_filter(10.0, false);
     let mut options = Options::default();
     options.create_if_missing(true);

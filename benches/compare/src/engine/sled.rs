@@ -4,14 +4,12 @@ use std::path::Path;
 
 use sled::{Batch, Config, Db};
 
-use crate::engine::{
-    CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor, decode_counter,
-};
+use crate::engine::{Change, Durability, Engine, Order, Setup, Visitor, decode_counter};
 use crate::failure::Result;
 use crate::keys::Key;
 
 /// In words.
-pub const CONFIGURATION: &str = "cache_capacity 256 MiB, no compression; otherwise defaults. \
+pub const CONFIGURATION: &str = "cache_capacity the rest of the budget, no compression; otherwise defaults. \
     Process: written and synced in the background every 500 ms (its default), which LOSES the \
     last writes on a SIGKILL: less than the other engines promise. Disk: flush() after each \
     write. Counters: its merge operator. Settled: flush().";
@@ -23,7 +21,7 @@ struct Sled {
 
 /// Opens or creates a database.
 pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
-    let db = Config::new().path(dir).cache_capacity(CACHE_BYTES as u64).open()?;
+    let db = Config::new().path(dir).cache_capacity(setup.cache_bytes() as u64).open()?;
     if setup.counters {
         db.set_merge_operator(add);
     }

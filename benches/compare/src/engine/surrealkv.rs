@@ -6,15 +6,15 @@ use surrealkv::{LSMIterator, Mode, Options, Transaction, Tree, TreeBuilder};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::engine::{
-    BACKGROUND_THREADS, CACHE_BYTES, Change, Durability, Engine, Order, Setup, Visitor,
-    WRITE_BUFFER_BYTES, decode_counter,
+    BACKGROUND_THREADS, Change, Durability, Engine, Order, Setup, Visitor, WRITE_BUFFER_BYTES,
+    decode_counter,
 };
 use crate::failure::Result;
 use crate::keys::Key;
-use crate::machine::wait_until_idle;
+use crate::machine::{SETTLED, wait_until_idle};
 
 /// In words.
-pub const CONFIGURATION: &str = "max_memtable_size 64 MiB, block cache 256 MiB, no compression; \
+pub const CONFIGURATION: &str = "max_memtable_size 64 MiB, block cache the rest of the budget, no compression; \
     otherwise defaults; a transaction for each operation, write-only where it only writes, \
     committed by block_on of one tokio runtime with two workers. Process: Durability::Eventual. Disk: \
     Durability::Immediate. Counters: read and write in one transaction. Settled: idle (it has no \
@@ -32,7 +32,7 @@ pub fn open(dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
     let options = Options::new()
         .with_path(dir.to_path_buf())
         .with_max_memtable_size(WRITE_BUFFER_BYTES)
-        .with_block_cache_capacity(CACHE_BYTES as u64)
+        .with_block_cache_capacity(setup.cache_bytes() as u64)
         .without_compression();
     let runtime = Builder::new_multi_thread().worker_threads(BACKGROUND_THREADS).build()?;
     let tree = runtime.block_on(async { TreeBuilder::with_options(options).build() })?;
@@ -145,7 +145,7 @@ impl Engine for Surreal {
     }
 
     fn settle(&self) -> Result<()> {
-        wait_until_idle(|| true);
+        wait_until_idle(SETTLED, || true);
         Ok(())
     }
 

@@ -47,13 +47,14 @@ fn introduce(page: &mut String, results: &Results) -> Result<()> {
     writeln!(
         page,
         "<p>{}; load average {}; a lone fdatasync takes {:.0} µs. {} records of 16 + {} bytes, at \
-         most {} s a workload, rounds: {} (medians).</p>\n<ul>",
+         most {} s a workload, a budget of {} MiB, rounds: {} (medians).</p>\n<ul>",
         escape(&results.machine),
         escape(&results.load),
         results.sync_us,
         plan.records,
         plan.value_bytes,
         plan.limit.as_secs_f64(),
+        plan.memory_bytes >> 20,
         results.rounds
     )?;
     for kind in &results.kinds {

@@ -52,13 +52,14 @@ fn introduction(results: &Results) -> String {
     let plan = &results.plan;
     let mut text = format!(
         "# esker and its peers\n\n{}; load average {}; a lone fdatasync takes {} µs.\n\
-         {} records of 16 + {} bytes, at most {} s a workload, {} {}.\n\n",
+         {} records of 16 + {} bytes, at most {} s a workload, a budget of {} MiB, {} {}.\n\n",
         results.machine,
         results.load,
         digits(results.sync_us),
         plan.records,
         plan.value_bytes,
         plan.limit.as_secs_f64(),
+        plan.memory_bytes >> 20,
         results.rounds,
         if results.rounds == 1 { "round" } else { "rounds, medians" },
     );
