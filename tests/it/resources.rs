@@ -14,7 +14,9 @@ use esker::fs::intercept::{Call, Intercepted, Interceptor, Verdict};
 use esker::fs::sim::SimFs;
 use esker::fs::{Fs, RealFs};
 use esker::runtime::{Priority, Runtime, Task};
-use esker::{BreakerState, BusyCause, Compression, Db, Options, Resources, StallStats};
+use esker::{
+    BreakerState, BusyCause, Compression, Db, ErrorKind, Options, ReadMode, Resources, StallStats,
+};
 
 use crate::slow_disk::SlowDisk;
 
@@ -183,8 +185,12 @@ fn eight_databases_under_load_keep_to_one_budget() {
     let counts: Vec<u64> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
     println!("memtables up to {memtables}, all of it up to {total}; records {counts:?}");
     assert!(all.iter().map(stalled).sum::<Duration>() > Duration::from_secs(1), "no overload");
-    // Half of the budget, and a memtable more: those below an equal share are not held back.
-    assert!(memtables <= (MEMORY / 2 + MEMORY / 4) as u64, "memtables of {memtables} bytes");
+    // Half of the budget, the share of the empty cache, and a memtable more: those below an equal share are
+    // not held back.
+    assert!(
+        memtables <= (MEMORY / 2 + MEMORY / 16 * 3 + MEMORY / 4) as u64,
+        "memtables of {memtables} bytes"
+    );
     assert!(total <= MEMORY as u64, "{total} bytes");
     // Those with one writer had the same share of the time when all were there.
     assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
@@ -316,4 +322,71 @@ fn opens_that_are_over_soon_pile_up_no_files() {
         // The manifest, CURRENT and LOCK, the log and one that is made ahead.
         assert!(others.len() <= 5, "{others:?}");
     }
+}
+
+/// Puts until it is refused for want of memory, on a disk that is too slow; what the memtables hold then.
+fn fill_until_refused(db: &Db, next: &mut u64) -> u64 {
+    loop {
+        *next += 1;
+        if let Err(error) = db.try_put(key(*next), VALUE) {
+            let ErrorKind::Busy { cause: BusyCause::Memory, .. } = error.kind() else {
+                panic!("{error}")
+            };
+            return db.stats().memory.memtables;
+        }
+    }
+}
+
+#[test]
+fn memtables_are_lent_what_the_block_cache_does_not_use() {
+    let mut shared = Shared::new(1);
+    shared.options.read_mode = ReadMode::Pread;
+    let db = shared.open("db");
+    let memory = MEMORY as u64;
+    // The pressure is measured every 256 KiB, and memory comes in chunks.
+    let grain = 320 << 10;
+    let (half, share) = (memory / 2, memory / 16 * 3);
+    // Writers are slowed down halfway between a memtable and what all may take.
+    let slowed_at = |most: u64| u64::midpoint(memory / 4, most);
+
+    let mut count = 0;
+    let held = fill_until_refused(&db, &mut count);
+    let lent = slowed_at(half + share * 7 / 8);
+    assert!((lent..lent + grain).contains(&held), "{held} bytes, the cache being empty");
+
+    db.flush().unwrap();
+    db.settle().unwrap();
+    (1..count).for_each(|number| assert!(db.get(key(number)).unwrap().is_some()));
+    let cached = db.stats().memory.block_cache;
+    assert!(cached > share * 3 / 4, "{cached} of {share} bytes are cached");
+    let held = fill_until_refused(&db, &mut count);
+    let own = slowed_at(half);
+    assert!((own..own + grain).contains(&held), "{held} bytes, the cache being full");
+    assert!(db.stats().memory.block_cache > share * 3 / 4, "nobody's cache is emptied for writes");
+    db.close().unwrap();
+}
+
+#[test]
+fn memtables_and_caches_have_no_more_than_their_shares_together() {
+    let mut shared = Shared::new(1);
+    shared.options.read_mode = ReadMode::Pread;
+    let db = shared.open("db");
+    let memory = MEMORY as u64;
+    // The trickle that those who wait are given, and what is taken between two looks.
+    let most = memory / 2 + memory / 16 * 3 + memory / 64 + (256 << 10);
+    let (tasks, count) = shared.drive(&db, 4, Duration::from_secs(2));
+    let (mut rng, mut cached_most, mut memtables_most) = (fastrand::Rng::with_seed(1), 0, 0);
+    while shared.runtime.now() < Duration::from_secs(2) {
+        let written = count.load(Ordering::Relaxed);
+        (0..20).for_each(|_| _ = db.get(key(rng.u64(..written + 1))).unwrap());
+        let now = db.stats().memory;
+        let taken = now.memtables + now.arena_pool + now.block_cache + now.tables;
+        assert!(taken <= most, "{taken} of {most} bytes: {now:?}");
+        cached_most = cached_most.max(now.block_cache);
+        memtables_most = memtables_most.max(now.memtables);
+        shared.runtime.sleep(Duration::from_millis(1));
+    }
+    tasks.into_iter().for_each(Task::join);
+    assert!(memtables_most > memory / 8 * 3 && cached_most > memory / 16, "both were in use");
+    db.close().unwrap();
 }
