@@ -574,8 +574,9 @@ impl Engine {
         self.holding.tables.load(Ordering::Relaxed) + self.tokens.recent_bytes()
     }
 
-    /// Says what its open tables hold, if that has changed.
+    /// Says what its memtables and open tables hold.
     pub fn note_tables(&self) {
+        self.note_holding();
         let tables = self.tables_memory_bytes();
         if self.holding.tables.swap(tables, Ordering::Relaxed) != tables {
             self.resources.fit_cache();
