@@ -502,6 +502,8 @@ mod tests {
         assert_eq!(pool.free_bytes(), 0, "what is used counts");
         drop(arena);
         assert_eq!(pool.free_bytes(), 64 << 10);
+        pool.keep_at_most(60 << 10);
+        assert_eq!(pool.free_bytes(), 0, "given up as fewer may be kept");
     }
 
     #[test]
