@@ -51,6 +51,10 @@ const OPERATIONS_PINNED: usize = 1024;
 const SEQNOS_AHEAD: u64 = 1 << 28;
 /// A single-operation buffer that has grown larger than this is not kept.
 const BUFFER_BYTES_MAX: usize = 1 << 20;
+/// Entries of so many bytes on the average are large: who writes them comes to wait for the disk.
+const LARGE_ENTRY_BYTES: usize = 16 << 10;
+/// A memtable of them may be flushed from this part of its size on.
+const EARLY_FRACTION: usize = 4;
 
 /// See the module's comment.
 pub(crate) struct Engine {
@@ -629,6 +633,7 @@ impl Engine {
         if !is_lone && shares.actives_bytes >= shares.actives_bytes_max {
             self.resources.freeze_largest(self);
         }
+        self.freeze_quietly(trees.iter().find(|tree| self.is_worth_an_early_flush(tree)));
         if logs_bytes > limits.logs_bytes_max / 4 {
             let state = self.pipeline.lock();
             let actives = trees.iter().filter_map(|tree| Some((state.active_from(tree)?, tree)));
@@ -649,6 +654,17 @@ impl Engine {
         let trees = self.trees.load();
         self.freeze_quietly(trees.iter().max_by_key(|tree| active_bytes(&tree.view())));
         self.note_holding();
+    }
+
+    /// True where the disk should begin before a memtable is full: who writes large entries comes to wait
+    /// for it, and a run more costs a read little where there are few entries.
+    fn is_worth_an_early_flush(&self, tree: &Tree) -> bool {
+        let (view, limits) = (tree.view(), &self.limits);
+        let bytes = view.active.bytes();
+        bytes >= limits.memtable_bytes / EARLY_FRACTION
+            && view.frozen.is_empty()
+            && view.version.level0().len() < limits.level0_runs
+            && bytes >= view.active.entries() * LARGE_ENTRY_BYTES
     }
 
     /// [`Engine::freeze`] without measuring the pressure again.

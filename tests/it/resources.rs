@@ -390,3 +390,22 @@ fn memtables_and_caches_have_no_more_than_their_shares_together() {
     assert!(memtables_most > memory / 8 * 3 && cached_most > memory / 16, "both were in use");
     db.close().unwrap();
 }
+
+#[test]
+fn a_memtable_of_large_values_goes_to_the_disk_before_it_is_full() {
+    let shared = Shared::new(1);
+    let half_a_memtable = MEMORY / 4 / 2;
+    // Those of usual size wait until it is full, which is a run less for who reads.
+    for (name, value, flushes) in [("large", 20 << 10, true), ("usual", 1 << 10, false)] {
+        let db = shared.open(name);
+        for number in 0..half_a_memtable / value {
+            db.put(key(number as u64), vec![7; value]).unwrap();
+        }
+        shared.runtime.sleep(Duration::from_millis(100));
+        assert_eq!(db.stats().flush_count > 0, flushes, "{name}");
+        for number in 0..half_a_memtable / value {
+            assert_eq!(db.get(key(number as u64)).unwrap().unwrap().len(), value);
+        }
+        db.close().unwrap();
+    }
+}
