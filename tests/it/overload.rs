@@ -265,3 +265,27 @@ fn overload_ingest_queue(db: &Db, runtime: &Runtime, rate: f64) -> Seen {
     assert!(watched.stats().depth_bytes <= 1 << 20, "{}", watched.stats());
     seen
 }
+
+/// What is drawn from the system, a token say, is other in every run; from the runtime, the same.
+#[test]
+fn a_schedule_of_an_entrance_is_the_same_in_every_run() {
+    type Overload = fn(&Db, &Runtime, f64) -> Seen;
+    let entrances: [(&str, Overload); 4] = [
+        ("database", overload_database),
+        ("batcher", overload_batcher),
+        ("coalescer", overload_coalescer),
+        ("ingest queue", overload_ingest_queue),
+    ];
+    for (name, overload) in entrances {
+        let run = || {
+            let (db, runtime) = slow_database(seeds().start);
+            let seen = overload(&db, &runtime, 3.0 * DISK_RATE / VALUE_BYTES as f64);
+            (runtime.schedule_hash(), seen.accepted, seen.memtables_max, seen.log_max)
+        };
+        // In a thread of its own: what a thread counts for itself, to sample, would go on.
+        let run = || std::thread::scope(|scope| scope.spawn(run).join().unwrap());
+        let first = run();
+        assert!(first.1.iter().all(|accepted| *accepted > 0), "{name}: {first:?}");
+        assert_eq!(first, run(), "{name}");
+    }
+}

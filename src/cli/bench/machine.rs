@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -13,7 +14,7 @@ use crate::text::size;
 
 /// One line about the machine.
 pub fn describe() -> String {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
     let field = |file: &str, name: &str| {
         let text = fs::read_to_string(file).unwrap_or_default();
         let line = text.lines().find(|line| line.starts_with(name))?.split_once(':')?.1;
@@ -91,6 +92,21 @@ pub fn sync_time(dir: &Path) -> io::Result<Duration> {
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Waits until this process has taken less than a tenth of a processor for so long, but no more than a
+/// minute.
+pub fn wait_until_idle(so_long: Duration) {
+    const LOOK_EVERY: Duration = Duration::from_millis(20);
+    const WAIT_MAX: Duration = Duration::from_secs(60);
+    let (began, mut idle_since) = (Instant::now(), Instant::now());
+    while idle_since.elapsed() < so_long && began.elapsed() < WAIT_MAX {
+        let before = cpu_time();
+        thread::sleep(LOOK_EVERY);
+        if cpu_time() - before > LOOK_EVERY / 10 {
+            idle_since = Instant::now();
+        }
+    }
 }
 
 /// Memory of this process in bytes.

@@ -106,6 +106,9 @@ Latency:
   groups of 64 rows: their percentiles are of a group's mean, their max is the whole of the longest
   group.
 
+  A workload that follows one that writes begins once the process has rested for 1.5 s: a second after
+  the last write a database merges what it left for later.
+
 Columns:
   ops/s      operations, or entries, a second, as the threads saw it
   settled/s  the same with the time until nothing was left to flush or compact: what the machine

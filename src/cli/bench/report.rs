@@ -265,6 +265,12 @@ impl Bar {
         self.bar.set_message(format!("{}/s", thousands(rate as u64)));
     }
 
+    /// What the workload before left to do is being done.
+    pub fn resting(&self) {
+        self.bar.set_message("waiting for the database to rest");
+        self.bar.enable_steady_tick(Duration::from_millis(200));
+    }
+
     /// The operations are done, flushes and compactions are not.
     pub fn settling(&self) {
         self.bar.set_position(1000);
