@@ -10,9 +10,11 @@
 //! hold user keys only, and a compaction that took the newer half of a key's versions down without
 //! the older would turn their order around.
 //!
-//! Tables are synced as they are finished. The directory is not: the caller does that once, before
+//! A table is synced while later ones are written, [`UNSYNCED_MAX`] tables after it was finished: by then the disk
+//! has most of it. All are before the loop ends. The directory is not: the caller does that once, before
 //! the edit that names them.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,11 +23,15 @@ use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{FileKind, FileNumber};
 use crate::fs::Fs;
-use crate::table::builder::TableBuilder;
+use crate::table::builder::{TableBuilder, UnsyncedTable};
 use crate::table::{Buffers, Origin, TableConfig, TableFacts};
 
 /// Between two looks at the cancel flag: at 80 ns an entry, some 80 µs.
 const ENTRIES_BETWEEN_CHECKS: u32 = 1024;
+
+/// So many tables may be finished and not synced yet: each takes a descriptor, and has pages that wait for
+/// the disk.
+const UNSYNCED_MAX: usize = 4;
 
 /// Where tables should end, beside their size: the tables of the level below the output.
 #[derive(Clone, Debug, Default)]
@@ -103,7 +109,14 @@ pub(crate) fn write_tables<C: Cursor>(
     cuts: Cuts,
     output: &Output<'_>,
 ) -> Result<Vec<TableFacts>> {
-    let mut writer = Writer { output, cuts, table: None, made: Vec::new(), done: Vec::new() };
+    let mut writer = Writer {
+        output,
+        cuts,
+        table: None,
+        made: Vec::new(),
+        unsynced: VecDeque::new(),
+        done: Vec::new(),
+    };
     let outcome = writer.write(survivors);
     if outcome.is_err() {
         writer.remove();
@@ -118,7 +131,9 @@ struct Writer<'a> {
     table: Option<(TableBuilder<'a>, u64)>,
     /// Numbers of the files that were begun.
     made: Vec<FileNumber>,
-    /// The tables that are finished.
+    /// The tables that are finished, the oldest first.
+    unsynced: VecDeque<UnsyncedTable>,
+    /// Those that are synced as well.
     done: Vec<TableFacts>,
 }
 
@@ -130,7 +145,8 @@ impl Writer<'_> {
             }
             for _ in 0..ENTRIES_BETWEEN_CHECKS {
                 let Some(survivor) = survivors.next()? else {
-                    return self.finish();
+                    self.finish()?;
+                    return self.sync_all_but(0);
                 };
                 self.add(survivor)?;
             }
@@ -158,6 +174,7 @@ impl Writer<'_> {
     #[cold]
     fn begin(&mut self) -> Result<()> {
         self.finish()?;
+        self.sync_all_but(UNSYNCED_MAX)?;
         self.cuts.begin();
         let Output { fs, dir, config, next_number, .. } = *self.output;
         let number = next_number();
@@ -172,9 +189,19 @@ impl Writer<'_> {
 
     fn finish(&mut self) -> Result<()> {
         if let Some((builder, told)) = self.table.take() {
-            let facts = builder.finish()?;
-            (self.output.progress)(facts.bytes.saturating_sub(told));
-            self.done.push(facts);
+            let table = builder.finish_unsynced()?;
+            (self.output.progress)(table.bytes().saturating_sub(told));
+            self.unsynced.push_back(table);
+        }
+        Ok(())
+    }
+
+    /// Syncs the oldest until so many are left.
+    fn sync_all_but(&mut self, count: usize) -> Result<()> {
+        while self.unsynced.len() > count
+            && let Some(table) = self.unsynced.pop_front()
+        {
+            self.done.push(table.sync()?);
         }
         Ok(())
     }
@@ -191,6 +218,7 @@ impl Writer<'_> {
     /// removes.
     fn remove(&mut self) {
         self.table = None;
+        self.unsynced.clear();
         for number in self.made.drain(..) {
             let path = FileKind::Table.path(self.output.dir, number);
             let _ = self.output.fs.remove(&path);

@@ -217,7 +217,12 @@ impl<'fs> TableBuilder<'fs> {
     }
 
     /// Writes what is left and syncs the file, not its directory. There must be an entry.
-    pub fn finish(mut self) -> Result<TableFacts> {
+    pub fn finish(self) -> Result<TableFacts> {
+        self.finish_unsynced()?.sync()
+    }
+
+    /// Writes what is left. There must be an entry.
+    pub fn finish_unsynced(mut self) -> Result<UnsyncedTable> {
         assert!(self.facts.entries > 0, "a table has an entry");
         if !self.block.is_empty() {
             self.finish_block()?;
@@ -261,7 +266,8 @@ impl<'fs> TableBuilder<'fs> {
         self.out.finish()?;
         self.facts.bytes = self.out.position();
         self.finished = true;
-        Ok(self.facts.clone())
+        let (file, path) = (self.out.file.clone(), self.out.path.clone());
+        Ok(UnsyncedTable { file, path, facts: self.facts.clone() })
     }
 
     fn count(&mut self, first: bool, key: &[u8], seqno: SeqNo, kind: EntryKind, value: &[u8]) {
@@ -425,6 +431,29 @@ impl Compressor {
     }
 }
 
+/// A table that is written and may not be named by the manifest yet.
+#[must_use]
+pub(crate) struct UnsyncedTable {
+    file: Arc<dyn File>,
+    path: PathBuf,
+    facts: TableFacts,
+}
+
+impl UnsyncedTable {
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.facts.bytes
+    }
+
+    /// Syncs the file, not its directory.
+    pub fn sync(self) -> Result<TableFacts> {
+        // Else a table that the manifest names can lack what was written (LevelDB #333).
+        let _site = fs::site("table.sync");
+        self.file.sync().map_err(|e| Error::io("sync", &self.path, e))?;
+        Ok(self.facts)
+    }
+}
+
 /// Appends to a file in chunks.
 struct ChunkWriter {
     file: Arc<dyn File>,
@@ -485,7 +514,7 @@ impl ChunkWriter {
         Ok(())
     }
 
-    /// Writes what is left, gives back what was reserved beyond, and syncs.
+    /// Writes what is left and gives back what was reserved beyond.
     fn finish(&mut self) -> Result<()> {
         self.write_front(self.buffer.len())?;
         if self.reserved > self.written {
@@ -493,9 +522,7 @@ impl ChunkWriter {
             let _site = fs::site("table.truncate");
             self.file.set_len(self.written).map_err(|e| Error::io("truncate", &self.path, e))?;
         }
-        // Else a table that the manifest names can lack what was written (LevelDB #333).
-        let _site = fs::site("table.sync");
-        self.file.sync().map_err(|e| Error::io("sync", &self.path, e))
+        Ok(())
     }
 }
 
