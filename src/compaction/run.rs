@@ -10,9 +10,9 @@
 //! hold user keys only, and a compaction that took the newer half of a key's versions down without
 //! the older would turn their order around.
 //!
-//! A table is synced while later ones are written, [`UNSYNCED_MAX`] tables after it was finished: by then the disk
-//! has most of it. All are before the loop ends. The directory is not: the caller does that once, before
-//! the edit that names them.
+//! A table is synced while later ones are written, [`UNSYNCED_MAX`] tables after it was finished: by
+//! then the disk has most of it. All are before the loop ends. The directory is not: the caller does
+//! that once, before the edit that names them.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -29,8 +29,8 @@ use crate::table::{Buffers, Origin, TableConfig, TableFacts};
 /// Between two looks at the cancel flag: at 80 ns an entry, some 80 µs.
 const ENTRIES_BETWEEN_CHECKS: u32 = 1024;
 
-/// So many tables may be finished and not synced yet: each takes a descriptor, and has pages that wait for
-/// the disk.
+/// So many tables may be finished and not synced yet: each takes a descriptor, and has pages that
+/// wait for the disk.
 const UNSYNCED_MAX: usize = 4;
 
 /// Where tables should end, beside their size: the tables of the level below the output.
