@@ -217,12 +217,7 @@ fn prepare_log(file: OsFile, bytes: u64, may_map: bool) -> io::Result<Arc<dyn Lo
         // Without this the header's store reads ahead as far as the disk likes to, 8 MiB here: 1.8 ms
         // of every open. What follows is touched by the log's own thread, and may be read ahead.
         let _ = mapping.advise_range(Advice::Random, 0, FIRST_PAGES_BYTES.min(mapping.len()));
-        return Ok(Arc::new(MappedLog {
-            file,
-            mapping,
-            written: AtomicBool::new(false),
-            clean: AtomicBool::new(false),
-        }));
+        return Ok(Arc::new(MappedLog { file, mapping, written: AtomicBool::new(false) }));
     }
     Ok(Arc::new(WrittenLog { file, bytes }))
 }
@@ -350,8 +345,6 @@ struct MappedLog {
     mapping: MmapRaw,
     /// The last record was written: its successors will not need their pages present.
     written: AtomicBool,
-    /// Nothing was stored since a sync.
-    clean: AtomicBool,
 }
 
 /// Records of this size and above are written. A page that is written as a whole costs the kernel about 1 µs,
@@ -372,10 +365,7 @@ impl LogRegion for MappedLog {
         if self.written.load(Ordering::Relaxed) != written {
             self.written.store(written, Ordering::Relaxed);
         }
-        // A sync makes pages read-only, so that it will hear of a store: by a fault of 3 to 7 µs.
-        let faults =
-            self.clean.load(Ordering::Relaxed) && self.clean.swap(false, Ordering::Relaxed);
-        if written || faults {
+        if written {
             // The same pages of the page cache: what is written and what is copied are one file.
             return self.file.write_all_at(data, offset as u64);
         }
@@ -398,7 +388,6 @@ impl LogRegion for MappedLog {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.clean.store(true, Ordering::Relaxed);
         self.file.sync_data()
     }
 
