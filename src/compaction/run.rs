@@ -233,6 +233,7 @@ mod tests {
     use super::*;
     use crate::compaction::survive::Below;
     use crate::cursor::merge::MergeCursor;
+    use crate::fs::trace::TraceFs;
     use crate::key::{EntryKind, SeqNo};
     use crate::version::fixture::{Dir, Entries, Entry, sort};
 
@@ -243,6 +244,17 @@ mod tests {
 
     /// Writes with every snapshot taken, so that all entries survive.
     fn write(
+        dir: &Dir,
+        entries: &[Entry],
+        cuts: Cuts,
+        table_bytes: u64,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<TableFacts>> {
+        write_on(&dir.fs, dir, entries, cuts, table_bytes, cancelled)
+    }
+
+    fn write_on(
+        fs: &dyn Fs,
         dir: &Dir,
         entries: &[Entry],
         cuts: Cuts,
@@ -260,7 +272,7 @@ mod tests {
             &mut survivors,
             cuts,
             &Output {
-                fs: &dir.fs,
+                fs,
                 dir: dir.path(),
                 config: &Dir::config(),
                 origin: &Origin::default(),
@@ -340,6 +352,26 @@ mod tests {
             assert_eq!(error.kind(), &ErrorKind::Closed);
             assert_eq!(dir.files(), 0);
         }
+    }
+
+    #[test]
+    fn tables_are_synced_behind_the_one_that_is_written_and_all_in_the_end() {
+        let dir = Dir::new();
+        let trace = TraceFs::new(Arc::new(dir.fs.clone()));
+        let behind = || Cuts::behind((b'a'..b'k').map(|letter| Box::from([letter])).collect());
+        let facts = write_on(&trace, &dir, &letters(10), behind(), 1 << 20, &|| false).unwrap();
+        assert_eq!(facts.len(), 10);
+        let (mut unsynced, mut most) = (Vec::new(), 0);
+        for line in trace.take() {
+            let mut words = line.split(' ').map(str::to_string);
+            match (words.next().as_deref(), words.next()) {
+                (Some("create"), Some(table)) => unsynced.push(table),
+                (Some("sync"), table) => assert_eq!(table, Some(unsynced.remove(0)), "in order"),
+                _ => {}
+            }
+            most = most.max(unsynced.len());
+        }
+        assert_eq!((unsynced.len(), most), (0, UNSYNCED_MAX + 1));
     }
 
     /// Each call to the disk fails once: nothing stays behind.

@@ -28,11 +28,13 @@ mod workload;
 pub use crate::bench::subject::wait_if_interrupted;
 
 use std::io::{self, IsTerminal};
+use std::mem;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::bench::machine::wait_until_idle;
 use crate::bench::report::Printer;
 use crate::bench::subject::Subject;
 use crate::bench::workload::Workload;
@@ -95,6 +97,10 @@ pub struct Bench {
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
+
+/// The process has been idle for so long before a workload begins that follows one that writes: longer than
+/// the second after which a database merges what it left for later.
+const REST: Duration = Duration::from_millis(1500);
 
 const MANUAL: &str = "\
 Latency:
@@ -178,14 +184,24 @@ impl Bench {
             report::introduce(&plan, &subject);
         }
         let (mut curves, mut overloaded, mut splits) = (Vec::new(), None, Vec::new());
+        // One that was there already may have been left in the middle of something.
+        let mut is_restless = subject.is_open();
         for (round, &workload) in workloads.iter().enumerate() {
             if workload.is_fill() {
                 subject.make_fresh(&plan)?;
+                is_restless = false;
             } else if !subject.is_open() && !workload.has_its_own() {
                 eprintln!("esker: no fill before {}: filling at random first", workload.name());
                 subject.make_fresh(&plan)?;
                 let filler = workloads.len();
                 run::measure(&plan, &mut subject, Workload::Fillrandom, filler, &printer)?;
+                is_restless = true;
+            }
+            if mem::replace(&mut is_restless, workload.writes()) {
+                let bar = printer.bar(&workload.name(), None, None);
+                bar.resting();
+                wait_until_idle(REST);
+                bar.finish();
             }
             let measured = match workload {
                 Workload::Sharding => {

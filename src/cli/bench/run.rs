@@ -13,7 +13,7 @@ use esker::{
 };
 
 use crate::bench::keys::Pool;
-use crate::bench::machine::{Memory, cpu_time, disk_bytes, sync_time, wait_until_idle};
+use crate::bench::machine::{Memory, cpu_time, disk_bytes, sync_time};
 use crate::bench::meter::{Meter, Shared, Tally};
 use crate::bench::overload::Overload;
 use crate::bench::report::{Bar, Printer};
@@ -24,9 +24,6 @@ use crate::failure::{Failure, Result};
 
 /// How often the threads are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// A database has been idle for so long before a workload begins: longer than the second after which it merges
-/// what it left for later.
-const REST: Duration = Duration::from_millis(1500);
 
 /// What is known about a workload once it ran.
 pub struct Measured {
@@ -96,10 +93,6 @@ pub fn measure(
         Scene { plan, workload, round, db, counters, batcher, coalescer, queue, live, pool: &pool };
     let parts = Part::split(plan, workload);
     let bar = printer.bar(&workload.name(), workload.ops(plan, live), workload.limit(plan));
-    if subject.is_restless {
-        bar.resting();
-        wait_until_idle(REST);
-    }
 
     Memory::forget_peak();
     let (before, cpu_before) = (db.stats(), cpu_time());
@@ -118,7 +111,6 @@ pub fn measure(
     let (after, cpu_after) = (db.stats(), cpu_time());
     bar.finish();
 
-    subject.is_restless = workload.writes();
     for (part, tally) in &played.tallies {
         record(plan, subject, workload, round, part, tally.ops);
     }

@@ -34,8 +34,6 @@ pub struct Subject {
     pub counters: Live,
     /// The sum over all counters.
     pub counted: i64,
-    /// Something was written since the database rested.
-    pub is_restless: bool,
     /// The database's directory.
     pub dir: PathBuf,
     temporary: Option<TempDir>,
@@ -57,7 +55,6 @@ impl Subject {
             live: Live::none(plan.records),
             counters: Live::none(plan.records),
             counted: 0,
-            is_restless: true,
             dir,
             temporary,
         };
@@ -108,7 +105,6 @@ impl Subject {
         self.live = Live::none(plan.records);
         self.counters = Live::none(plan.records);
         self.counted = 0;
-        self.is_restless = false;
         Ok(())
     }
 
